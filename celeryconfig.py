@@ -1,0 +1,52 @@
+"""Celery's settings for the worker and for Flower; `ptc_worker.app` loads this very file, wherever it runs."""
+
+from pathlib import Path
+
+from dotenv import load_dotenv
+
+from ptc_contracts import ConfigurationError
+from ptc_contracts.settings import RedisSettings
+from ptc_contracts.stages import CELERY_SETTINGS, Stage
+from ptc_worker.settings import WorkerSettings
+
+load_dotenv(Path.cwd() / ".env")  # the worker is a program of ours; the process environment wins
+
+try:
+    _redis = RedisSettings.from_environment()
+    _settings = WorkerSettings.read()
+except ConfigurationError as error:
+    raise SystemExit(f"ptc-worker: {error}") from None
+
+broker_url = _redis.celery_url
+result_backend = _redis.celery_url
+
+# What client and worker must agree on stands in the contracts; queues and routes follow from the stages.
+globals().update(CELERY_SETTINGS)
+task_queues = {stage.value: {} for stage in Stage}
+task_routes = {stage.task_name: {"queue": stage.value} for stage in Stage}
+
+# The run record is the truth and a message only a hint: a message that comes twice finds its run taken or
+# ended and changes nothing, so it is better delivered twice than lost.
+task_acks_late = True
+task_reject_on_worker_lost = True
+worker_prefetch_multiplier = 1  # a message that waits in a busy worker could be worked on elsewhere
+broker_transport_options = {
+    **CELERY_SETTINGS["broker_transport_options"],
+    "visibility_timeout": 2 * 3600,  # twice the longest run: nothing comes back while its worker lives
+    "socket_keepalive": True,
+    "health_check_interval": 30,
+}
+broker_connection_max_retries = None  # a worker outlives any outage of its server
+broker_connection_retry_on_startup = True
+redis_socket_keepalive = True
+redis_backend_health_check_interval = 30
+result_expires = 24 * 3600  # as long as the record (ptc_contracts.runs.RESULT_TTL_SECONDS)
+
+# A model call is I/O on one shared loop and a test run is a process of its own: threads carry both. There are
+# no Celery time limits, for they would store a failure behind the record; deadlines are the run's own.
+worker_pool = "threads"
+worker_concurrency = _settings.max_concurrent_executions
+worker_cancel_long_running_tasks_on_connection_loss = False  # it would end them as REVOKED
+worker_send_task_events = True  # for Flower
+worker_hijack_root_logger = False
+worker_log_color = False

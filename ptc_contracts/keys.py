@@ -1,0 +1,142 @@
+"""What identifies a plan, and the name of every key that PTC keeps in Redis."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import TYPE_CHECKING, Any
+from uuid import uuid4
+
+if TYPE_CHECKING:
+    from ptc_contracts.plan import PTCExecutionPlan
+
+_IDENTITY_CHARS = 16
+
+_FINGERPRINT_FIELDS = ("context", "file_structure")
+"""Fields of the scaffolding that change the code and are not in the key. Every later field belongs here."""
+
+_OUTCOME_NEUTRAL_FIELDS = frozenset(
+    {
+        "execution_id",
+        "created_at",
+        "project_name",
+        "roma_task_id",
+        "metadata",
+        "cache_strategy",
+        "cache_ttl",
+    }
+)
+"""Fields of the plan that cannot change its outcome, and so are not in the digest."""
+
+
+def cache_key(plan: PTCExecutionPlan) -> str:
+    """Compute the plan's cache key: 16 hex digits, the same in every installation.
+
+    The recipe is the contract's, down to the separators: changing anything here loses every stored entry.
+    """
+    spec = plan.scaffolding
+    return _sha256(
+        json.dumps(
+            {
+                "task_description": spec.task_description.strip().lower(),
+                "requirements": sorted(text.strip().lower() for text in spec.requirements),
+                "dependencies": sorted(text.strip().lower() for text in spec.dependencies),
+                "architecture": spec.architecture,
+                "primary_llm": plan.primary_llm.value,
+                "fallback_llm": plan.fallback_llm.value if plan.fallback_llm else None,
+                "enable_testing": plan.enable_testing,
+            },
+            sort_keys=True,
+        )
+    )[:_IDENTITY_CHARS]
+
+
+def fingerprint(plan: PTCExecutionPlan) -> str:
+    """Hash the fields that change the code but are not in the key: 16 hex digits, empty if none is set."""
+    fields = {name: value for name in _FINGERPRINT_FIELDS if (value := getattr(plan.scaffolding, name))}
+    return _canonical_sha256(fields)[:_IDENTITY_CHARS] if fields else ""
+
+
+def digest(plan: PTCExecutionPlan) -> str:
+    """Hash everything that can change the outcome: 32 hex digits. Only plans with equal digests share a run.
+
+    Fields at their default are left out, so that a peer that knows one more optional field agrees with ours.
+    """
+    fields = plan.model_dump(mode="json", exclude=set(_OUTCOME_NEUTRAL_FIELDS), exclude_defaults=True)
+    return _canonical_sha256(fields)[: 2 * _IDENTITY_CHARS]
+
+
+def content_id(plan: PTCExecutionPlan) -> str:
+    """Hash what a model is told of a plan: 16 hex digits. Plans with equal prompts have equal ids."""
+    return _sha256(f"{cache_key(plan)}:{fingerprint(plan)}")[:_IDENTITY_CHARS]
+
+
+def new_run_id(key: str) -> str:
+    """Make the id of a new run: the plan's key, so that people find it, and a random part, never reused."""
+    return f"{key}-{uuid4().hex[:12]}"
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _canonical_sha256(value: Any) -> str:  # noqa: ANN401 any JSON value
+    return _sha256(json.dumps(value, sort_keys=True))
+
+
+# ── Redis ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+EXEC_PREFIX = "ptc:exec:"
+META_PREFIX = "ptc:meta:"
+
+CACHE_STATS = "ptc:stats:cache"
+"""Hash of the counters `hits` and `misses`."""
+
+ACTIVE_RUNS = "ptc:active"
+"""Sorted set of the runs that have not ended; scored by the server time (ms) at which one is overdue."""
+
+
+def cache_names(plan: PTCExecutionPlan) -> list[str]:
+    """Name the plan's cache entries, best first: `{key}:{fingerprint}` if it has one, then `{key}`."""
+    key, mark = cache_key(plan), fingerprint(plan)
+    return [f"{key}:{mark}", key] if mark else [key]
+
+
+def exec_key(name: str) -> str:
+    """Where a cached result lies: its JSON."""
+    return EXEC_PREFIX + name
+
+
+def meta_key(name: str) -> str:
+    """Where a cached result's circumstances lie: JSON with `cached_at`, `execution_id`, `cache_key`, `ttl`."""
+    return META_PREFIX + name
+
+
+def run_key(run_id: str) -> str:
+    """Where a run's record lies: a hash."""
+    return f"ptc:run:{run_id}"
+
+
+def checkpoints_key(run_id: str) -> str:
+    """Where what a run's stages produced lies: a hash from `<stage>:<iteration>` to JSON."""
+    return f"ptc:run:{run_id}:checkpoints"
+
+
+def usage_key(run_id: str) -> str:
+    """Where what a run paid for lies: a hash from call id to JSON."""
+    return f"ptc:run:{run_id}:usage"
+
+
+def callers_key(run_id: str) -> str:
+    """Where the names of the retry markers of a run's callers lie: a set."""
+    return f"ptc:run:{run_id}:callers"
+
+
+def claim_key(key: str, plan_digest: str) -> str:
+    """Where the id of the run that is working on a plan lies: a string, present while that run goes on."""
+    return f"ptc:claim:{key}:{plan_digest}"
+
+
+def attempt_key(plan_digest: str, execution_id: str) -> str:
+    """Where the run that answered one caller's submission lies, so that a retry finds it: a string."""
+    return f"ptc:attempt:{plan_digest}:{_sha256(execution_id)[: 2 * _IDENTITY_CHARS]}"

@@ -1,0 +1,57 @@
+"""Which file paths may cross the border: relative, plain, the same on every system."""
+
+from __future__ import annotations
+
+import unicodedata
+
+MAX_PATH_CHARS = 240
+"""Longest accepted path: leaves room for a prefix below the 260 characters that Windows allows."""
+
+MAX_PATH_DEPTH = 12
+"""Most segments in an accepted path."""
+
+_WINDOWS_DEVICES = frozenset(
+    {"con", "prn", "aux", "nul"} | {f"com{n}" for n in range(1, 10)} | {f"lpt{n}" for n in range(1, 10)}
+)
+
+
+def unsafe_reason(path: str) -> str | None:
+    """Say why a relative path must not be used, or None when it is harmless.
+
+    This is the contract's rule for `CodeArtifact.file_path`, which results of every peer must pass: no
+    empty path, `..` segment, NUL or control character, drive letter, backslash, nor text that is not UTF-8.
+    """
+    if not path.strip() or path == ".":
+        return "it is empty"
+    if any(unicodedata.category(c) in {"Cc", "Cs"} for c in path):
+        return "it holds a control character"
+    if "\\" in path:
+        return "it holds a backslash"
+    if path[1:2] == ":" and path[0].isalpha():
+        return "it starts with a drive letter"
+    if ".." in path.split("/"):
+        return "it holds a '..' segment"
+    return None
+
+
+def untidy_reason(path: str) -> str | None:
+    """Say why a *generated* file may not have this path, or None: stricter than `unsafe_reason`.
+
+    Also refused are absolute paths, `~`, empty and `.` segments, invisible characters (zero-width, bidi),
+    names Windows reserves or strips, and paths that are too long or too deep.
+    """
+    if reason := unsafe_reason(path):
+        return reason
+    segments = path.split("/")
+    devices = (segment.split(".")[0].casefold() for segment in segments)
+    rules = (
+        (path.startswith("/"), "it is absolute"),
+        (path.startswith("~"), "it starts with '~'"),
+        (any(s in {"", "."} for s in segments), "it holds an empty or '.' segment"),
+        (any(unicodedata.category(c) == "Cf" for c in path), "it holds an invisible character"),
+        (any(s != s.strip() or s.endswith(".") for s in segments), "a segment ends in a dot or a space"),
+        (any(device in _WINDOWS_DEVICES for device in devices), "a segment is a device name on Windows"),
+        (len(path) > MAX_PATH_CHARS, f"it is longer than {MAX_PATH_CHARS} characters"),
+        (len(segments) > MAX_PATH_DEPTH, f"it is deeper than {MAX_PATH_DEPTH} levels"),
+    )
+    return next((reason for broken, reason in rules if broken), None)

@@ -1,0 +1,130 @@
+"""The plan: what ROMA wants built, and within which bounds."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from enum import Enum
+from math import isfinite
+from typing import Any, Self
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+DEFAULT_CACHE_TTL = 3600
+"""Seconds a result stays in the cache when neither caller nor plan says."""
+
+_MAX_ARCHITECTURE_DEPTH = 100
+
+
+class LLMProvider(str, Enum):
+    """Who writes the code."""
+
+    CLAUDE = "claude"
+    KIMI = "kimi"
+    OPENAI = "openai"
+    OPENROUTER = "openrouter"
+
+
+class CacheStrategy(str, Enum):
+    """When an earlier result may stand in for a new run."""
+
+    ALWAYS = "always"
+    NEVER = "never"
+    SMART = "smart"
+
+
+class ScaffoldingSpec(BaseModel):
+    """What to build."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
+    task_description: str
+    """What the project is to do, in prose."""
+    requirements: list[str] = Field(default_factory=list)
+    """What must hold of the project, one sentence each."""
+    architecture: dict[str, Any] | None = None
+    """How it is to be built: any JSON object."""
+    dependencies: list[str] = Field(default_factory=list)
+    """Packages it may use, as requirement specifiers (`fastapi`, `pydantic>=2`)."""
+    file_structure: dict[str, str] | None = None
+    """The files it should have: path to description."""
+    context: str | None = None
+    """Anything else the author should know."""
+
+
+class PTCExecutionPlan(BaseModel):
+    """A plan as ROMA sends it."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
+    execution_id: str
+    """The caller's name for this execution; the same plan sent again under it is a retry."""
+    scaffolding: ScaffoldingSpec
+    """What to build."""
+    primary_llm: LLMProvider = LLMProvider.CLAUDE
+    """The provider that is asked first."""
+    fallback_llm: LLMProvider | None = LLMProvider.KIMI
+    """The provider that is asked when the first one cannot answer; none when null."""
+    max_iterations: int = Field(default=3, ge=1, le=10)
+    """Most drafts that are written before the best one is returned."""
+    timeout_seconds: int = Field(default=300, ge=30, le=3600)
+    """Seconds for the whole execution, from its first start on a worker, waits between stages included."""
+    enable_testing: bool = True
+    """Whether the generated tests are run."""
+    cache_strategy: CacheStrategy = CacheStrategy.SMART
+    """When an earlier result may be returned."""
+    cache_ttl: int | None = Field(default=DEFAULT_CACHE_TTL, ge=0)
+    """Seconds this plan's result is kept and the oldest it accepts; 0 stores nothing, null is the default."""
+    project_name: str | None = None
+    """A name for people."""
+    roma_task_id: str | None = None
+    """The ROMA task this plan belongs to."""
+    created_at: datetime = Field(default_factory=lambda: datetime.now(UTC))
+    """When the plan was made."""
+    metadata: dict[str, Any] = Field(default_factory=dict)
+    """Whatever the caller wants to find again; it never changes the code."""
+
+    @field_validator("execution_id")
+    @classmethod
+    def _named(cls, value: str) -> str:
+        if not value.strip():
+            raise ValueError("execution_id cannot be empty")
+        return value.strip()
+
+    @model_validator(mode="after")
+    def _buildable(self) -> Self:
+        if not self.scaffolding.task_description.strip():
+            raise ValueError("scaffolding.task_description cannot be empty")
+        if self.scaffolding.architecture is not None:
+            _require_json(self.scaffolding.architecture, "scaffolding.architecture")
+        return self
+
+
+def _require_json(value: object, where: str, depth: int = 0) -> None:
+    """Refuse what would not survive JSON unchanged, for the cache key is computed on both sides of it."""
+    if depth > _MAX_ARCHITECTURE_DEPTH:
+        raise ValueError(f"{where} is not JSON: nested more than {_MAX_ARCHITECTURE_DEPTH} deep")
+    if isinstance(value, dict):
+        for name, item in value.items():
+            if not isinstance(name, str):
+                raise ValueError(f"{where} is not JSON: the name {name!r} is not a string")  # noqa: TRY004 Pydantic turns ValueError alone into a validation error
+            _require_json(name, where, depth + 1)
+            _require_json(item, f"{where}.{name}", depth + 1)
+    elif isinstance(value, list | tuple):
+        for index, item in enumerate(value):
+            _require_json(item, f"{where}[{index}]", depth + 1)
+    elif isinstance(value, str):
+        if not _is_utf8(value):
+            raise ValueError(f"{where} is not JSON: {value!r} is not valid Unicode")
+    elif isinstance(value, float):
+        if not isfinite(value):
+            raise ValueError(f"{where} is not JSON: {value} is not a JSON number")
+    elif value is not None and not isinstance(value, bool | int):
+        raise ValueError(f"{where} is not JSON: {type(value).__name__} has no JSON form")
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -1,0 +1,591 @@
+"""The run record: submit-or-join, lease, checkpoint, hand-over, finish. It is the truth; a message is a hint.
+
+Every change is one Lua script on the server's clock, so that two processes can never both believe they won.
+A holder proves itself by its fence, a number that grows with every start: a write with an old one changes
+nothing. The scripts use only what Redis 6.2, Redis 7 and Valkey all know.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from enum import Enum
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
+
+from redis import Redis
+from redis.backoff import ExponentialBackoff
+from redis.retry import Retry
+
+from ptc_contracts.cache import CacheEntry, CacheWrite
+from ptc_contracts.errors import RunNotFoundError
+from ptc_contracts.keys import (
+    ACTIVE_RUNS,
+    CACHE_STATS,
+    attempt_key,
+    cache_key,
+    cache_names,
+    callers_key,
+    checkpoints_key,
+    claim_key,
+    digest,
+    exec_key,
+    meta_key,
+    new_run_id,
+    run_key,
+    usage_key,
+)
+from ptc_contracts.plan import CacheStrategy, PTCExecutionPlan
+from ptc_contracts.progress import ModelCall, Progress, conclude
+from ptc_contracts.result import ExecutionStatus, PTCArtifactResult
+from ptc_contracts.stages import Stage
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from ptc_contracts.settings import RedisSettings
+
+SCHEMA_VERSION = 1
+"""Form of the run record; raised when a reader of the old form could misread the new one."""
+
+LEASE_MS = 8_000
+"""How long a worker may be silent before its run may move elsewhere."""
+
+UNSENT_GRACE_MS = 1_000
+"""How long the process that owes a run its message may take to send it."""
+
+RESULT_TTL_SECONDS = 24 * 3600
+"""How long a run's record and result outlive its end."""
+
+RETRY_TTL_SECONDS = 15 * 60
+"""How long after its end a run answers a retry: the contract's figure."""
+
+OVERDUE_GRACE_MS = 10_000
+"""How far past its deadline a run must be before a waiting client ends it in a worker's stead."""
+
+_NOW = "local t = redis.call('TIME'); local now = t[1] * 1000 + math.floor(t[2] / 1000)\n"
+
+_SUBMIT = _NOW + """
+-- KEYS: run, callers, claim, attempt, active, stats, then the meta key of each cache entry that was looked at
+-- ARGV: run id, exclusive ('1' = joins none), n fields, field/value pairs…, seen metas…
+-- Returns: what was done, run id, whether somebody else started it, whether its message was sent
+local fields = 2 * tonumber(ARGV[3])
+for i = 7, #KEYS do
+  if (redis.call('GET', KEYS[i]) or '') ~= ARGV[3 + fields + i - 6] then return {'look'} end
+end
+if #KEYS > 6 then redis.call('HINCRBY', KEYS[6], 'misses', 1) end
+local function answer(how, id)
+  local h = redis.call('HMGET', 'ptc:run:' .. id, 'attempt', 'published')
+  return {how, id, h[1] == KEYS[4] and '0' or '1', h[2] or '0'}
+end
+local function known(id)
+  return id and redis.call('HGET', 'ptc:run:' .. id, 'state')
+end
+local retried = redis.call('GET', KEYS[4])
+if known(retried) then return answer('retry', retried) end
+local claimed = ARGV[2] ~= '1' and redis.call('GET', KEYS[3])
+local state = known(claimed)
+if state and state ~= 'ended' then
+  local deadline = redis.call('HGET', 'ptc:run:' .. claimed, 'deadline_at')
+  if not deadline or tonumber(deadline) > now then
+    redis.call('SADD', 'ptc:run:' .. claimed .. ':callers', KEYS[4])
+    redis.call('SET', KEYS[4], claimed)
+    return answer('join', claimed)
+  end
+end
+for i = 4, 2 + fields, 2 do redis.call('HSET', KEYS[1], ARGV[i], ARGV[i + 1]) end
+redis.call('HSET', KEYS[1], 'state', 'queued', 'fence', 0, 'submitted_at', now, 'published', 0, 'attempt', KEYS[4])
+redis.call('SADD', KEYS[2], KEYS[4])
+redis.call('SET', KEYS[4], ARGV[1])
+if ARGV[2] ~= '1' then redis.call('SET', KEYS[3], ARGV[1]) end
+redis.call('ZADD', KEYS[5], now, ARGV[1])
+return answer('new', ARGV[1])
+"""
+
+_BEGIN = _NOW + """
+-- KEYS: run, active   ARGV: run id, stage, lease ms
+local h = redis.call('HMGET', KEYS[1], 'state', 'stage', 'lease_until', 'started_at', 'timeout_ms')
+if not h[1] then return {'gone'} end
+if h[1] == 'ended' then return {'ended', redis.call('HGET', KEYS[1], 'result')} end
+if h[2] ~= ARGV[2] then return {'elsewhere'} end
+if h[1] == 'running' and tonumber(h[3]) > now then return {'busy'} end
+local lease = now + tonumber(ARGV[3])
+redis.call('HINCRBY', KEYS[1], 'fence', 1)
+redis.call('HSET', KEYS[1], 'state', 'running', 'lease_until', lease)
+if not h[4] then redis.call('HSET', KEYS[1], 'started_at', now, 'deadline_at', now + tonumber(h[5])) end
+redis.call('ZADD', KEYS[2], lease, ARGV[1])
+return {'ok', now, redis.call('HGETALL', KEYS[1])}
+"""
+
+_RENEW = _NOW + """
+-- KEYS: active   ARGV: lease ms, then run id and fence of each run; returns the ids that are held no more
+local lost, lease = {}, now + tonumber(ARGV[1])
+for i = 2, #ARGV, 2 do
+  local run = 'ptc:run:' .. ARGV[i]
+  local h = redis.call('HMGET', run, 'state', 'fence')
+  if h[1] == 'running' and h[2] == ARGV[i + 1] then
+    redis.call('HSET', run, 'lease_until', lease)
+    redis.call('ZADD', KEYS[1], 'XX', lease, ARGV[i])
+  else
+    lost[#lost + 1] = ARGV[i]
+  end
+end
+return lost
+"""
+
+_PUBLISHED = """
+-- KEYS: run, active   ARGV: run id. A queued run whose message was sent is overdue no more: it merely waits.
+if redis.call('HGET', KEYS[1], 'state') ~= 'queued' then return 0 end
+redis.call('HSET', KEYS[1], 'published', 1)
+return redis.call('ZADD', KEYS[2], 'XX', 'inf', ARGV[1])
+"""
+
+_RECLAIM = _NOW + """
+-- KEYS: active   ARGV: grace ms, most. Returns id, stage, key and iteration of each run that needs a message:
+-- a running one whose lease has passed, and a queued one whose message nobody has sent. Whoever asks next
+-- within the grace gets other runs, so one process at a time publishes a run.
+local found = {}
+for _, id in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', now - tonumber(ARGV[1]), 'LIMIT', 0, ARGV[2])) do
+  local run = 'ptc:run:' .. id
+  local h = redis.call('HMGET', run, 'state', 'stage', 'key', 'iteration')
+  if h[1] == 'running' then redis.call('HSET', run, 'state', 'queued', 'published', 0) end
+  if h[1] and h[1] ~= 'ended' then
+    redis.call('ZADD', KEYS[1], now, id)
+    found[#found + 1] = {id, h[2], h[3], h[4]}
+  else
+    redis.call('ZREM', KEYS[1], id)
+  end
+end
+return found
+"""
+
+_KEEP = """
+-- KEYS: run, checkpoints, usage   ARGV: fence, checkpoint name ('' = usage only), value, then call id/JSON pairs
+-- Paid answers are kept even from a holder that lost its run; the first one written stays.
+if not redis.call('HGET', KEYS[1], 'state') then return {0, ''} end
+for i = 4, #ARGV, 2 do redis.call('HSETNX', KEYS[3], ARGV[i], ARGV[i + 1]) end
+local kept = ''
+if ARGV[2] ~= '' then
+  redis.call('HSETNX', KEYS[2], ARGV[2], ARGV[3])
+  kept = redis.call('HGET', KEYS[2], ARGV[2])
+end
+local h = redis.call('HMGET', KEYS[1], 'state', 'fence')
+return {(h[1] == 'running' and h[2] == ARGV[1]) and 1 or 0, kept}
+"""
+
+_HAND_OVER = _NOW + """
+-- KEYS: run, active   ARGV: run id, fence, stage, progress, iteration
+local h = redis.call('HMGET', KEYS[1], 'state', 'fence')
+if h[1] ~= 'running' or h[2] ~= ARGV[2] then return 0 end
+redis.call('HSET', KEYS[1], 'state', 'queued', 'stage', ARGV[3], 'progress', ARGV[4], 'iteration', ARGV[5])
+redis.call('HSET', KEYS[1], 'published', 0)
+redis.call('ZADD', KEYS[2], now, ARGV[1])
+return 1
+"""
+
+_FINISH = _NOW + """
+-- KEYS: run, checkpoints, usage, callers, claim, active, then exec and meta key of each cache entry to write
+-- ARGV: run id, fence, status, result, progress, result ttl s, retry ttl s, cache ttl s, cached result, cached meta
+local h = redis.call('HMGET', KEYS[1], 'state', 'fence', 'result')
+if not h[1] then return {'gone', ''} end
+if h[1] == 'ended' then return {'ended', h[3]} end
+if h[2] ~= ARGV[2] then return {'lost', ''} end
+redis.call('HSET', KEYS[1], 'state', 'ended', 'status', ARGV[3], 'result', ARGV[4], 'progress', ARGV[5], 'ended_at', now)
+if redis.call('GET', KEYS[5]) == ARGV[1] then redis.call('DEL', KEYS[5]) end
+redis.call('ZREM', KEYS[6], ARGV[1])
+for _, attempt in ipairs(redis.call('SMEMBERS', KEYS[4])) do redis.call('EXPIRE', attempt, ARGV[7]) end
+for i = 1, 4 do redis.call('EXPIRE', KEYS[i], ARGV[6]) end
+for i = 7, #KEYS, 2 do
+  redis.call('SET', KEYS[i], ARGV[9], 'EX', ARGV[8])
+  redis.call('SET', KEYS[i + 1], ARGV[10], 'EX', ARGV[8])
+end
+return {'ok', ARGV[4]}
+"""
+
+
+class RunState(str, Enum):
+    """Where a run is between its submission and its end."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    ENDED = "ended"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunStatus:
+    """What can be told of a run at a moment."""
+
+    run_id: str
+    state: RunState
+    stage: Stage
+    iteration: int
+    max_iterations: int
+    status: ExecutionStatus | None
+    """How it ended; None while it goes on."""
+
+    @property
+    def progress(self) -> float:
+        """Rough share of the work done, 0 to 1: each iteration has two halves."""
+        if self.state is RunState.ENDED:
+            return 1.0
+        halves = 2 * (self.iteration - 1) + (self.stage is Stage.SANDBOX)
+        return halves / (2 * self.max_iterations)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Submission:
+    """What became of a plan that was submitted."""
+
+    run_id: str = ""
+    hit: PTCArtifactResult | None = None
+    """The cached result that answers it; there is no run then."""
+    joined: bool = False
+    """Whether the run was started by somebody else."""
+    unpublished: bool = False
+    """Whether the run's message has yet to be sent, by whoever reads this."""
+
+
+class Unsent(NamedTuple):
+    """A run that waits for a message nobody has sent."""
+
+    run_id: str
+    stage: Stage
+    key: str
+    iteration: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """A run that this process holds: nobody else may move it until its lease has passed."""
+
+    run_id: str
+    key: str
+    digest: str
+    plan: PTCExecutionPlan
+    stage: Stage
+    fence: int
+    progress: Progress
+    started_at: datetime
+    seconds_left: float
+    """Until the deadline, when the stage began; negative past it."""
+    taken_at: float = field(default_factory=time.monotonic)
+    """This process's clock when the stage began."""
+
+    def time_left(self) -> float:
+        """Return the seconds until the deadline; negative past it."""
+        return self.taken_at + self.seconds_left - time.monotonic()
+
+
+@dataclass(frozen=True, kw_only=True)
+class NotOurs:
+    """Why a stage must not be worked on."""
+
+    reason: str
+    """`ended`, `busy` (somebody else holds it), `elsewhere` (it is in another stage) or `gone`."""
+    result: PTCArtifactResult | None = None
+    """The result, when the run has ended."""
+
+
+class LeaseLostError(Exception):
+    """Another worker may hold this run by now: stop, and write nothing more."""
+
+
+@dataclass
+class RunStore:
+    """Reads and changes run records in one Redis database."""
+
+    redis: Redis = field(repr=False)
+
+    def __post_init__(self) -> None:
+        register = self.redis.register_script
+        self._submit, self._begin, self._renew = register(_SUBMIT), register(_BEGIN), register(_RENEW)
+        self._keep, self._hand_over, self._finish = register(_KEEP), register(_HAND_OVER), register(_FINISH)
+        self._published, self._reclaim = register(_PUBLISHED), register(_RECLAIM)
+
+    @classmethod
+    def connect(cls, settings: RedisSettings) -> RunStore:
+        """Open a store; nothing is sent before it is first used."""
+        return cls(
+            Redis.from_url(
+                settings.url,
+                socket_timeout=10,
+                socket_connect_timeout=3,
+                socket_keepalive=True,
+                health_check_interval=30,
+                retry=Retry(ExponentialBackoff(cap=0.5, base=0.05), 3),
+            )
+        )
+
+    # ── for clients ──
+
+    def submit(self, plan: PTCExecutionPlan) -> Submission:
+        """Answer the plan from the cache, join the run that works on it, or make a new one, atomically.
+
+        The cache is looked at first, and judged here; the script then refuses unless what was judged is
+        still what the cache holds, so that a run which ended in between is not started again.
+        """
+        key, mark = cache_key(plan), digest(plan)
+        run_id = new_run_id(key)
+        exclusive = plan.cache_strategy is CacheStrategy.NEVER
+        names = [] if exclusive else cache_names(plan)
+        record = {
+            "schema_version": SCHEMA_VERSION,
+            "run_id": run_id,
+            "key": key,
+            "digest": mark,
+            "plan": plan.model_dump_json(),
+            "stage": Stage.GENERATE.value,
+            "progress": Progress().model_dump_json(),
+            "iteration": 1,
+            "timeout_ms": plan.timeout_seconds * 1000,
+            "max_iterations": plan.max_iterations,
+        }
+        pairs = [item for pair in record.items() for item in pair]
+        while True:
+            hit, seen = self._look(plan, names)
+            if hit:
+                return Submission(hit=hit)
+            answer = _texts(
+                self._submit(
+                    keys=[
+                        run_key(run_id),
+                        callers_key(run_id),
+                        claim_key(key, mark),
+                        attempt_key(mark, plan.execution_id),
+                        ACTIVE_RUNS,
+                        CACHE_STATS,
+                        *(meta_key(name) for name in names),
+                    ],
+                    args=[run_id, int(exclusive), len(record), *pairs, *seen],
+                )
+            )
+            if answer[0] != "look":
+                _, found, joined, published = answer
+                return Submission(run_id=found, joined=joined == "1", unpublished=published == "0")
+
+    def _look(self, plan: PTCExecutionPlan, names: list[str]) -> tuple[PTCArtifactResult | None, list[bytes]]:
+        """Judge the plan's cache entries; return a hit or None, and the metas that were judged."""
+        if not names:
+            return None, []
+        keys = [key for name in names for key in (exec_key(name), meta_key(name))]
+        texts = cast("list[bytes | None]", self.redis.mget(keys))
+        entries = (CacheEntry.parse(*texts[i : i + 2]) for i in range(0, len(texts), 2))
+        hit = next((entry.hit_for(plan) for entry in entries if entry and entry.serves(plan)), None)
+        if hit:
+            self.redis.hincrby(CACHE_STATS, "hits", 1)
+        return hit, [meta or b"" for meta in texts[1::2]]
+
+    def mark_published(self, run_id: str) -> None:
+        """Note that the message which asks for the run's stage was sent."""
+        self._published(keys=[run_key(run_id), ACTIVE_RUNS], args=[run_id])
+
+    def status(self, run_id: str) -> RunStatus:
+        """Tell where a run is.
+
+        Raises:
+            RunNotFoundError: there is no such run, or no longer.
+        """
+        fields = ("state", "stage", "iteration", "max_iterations", "status")
+        state, stage, iteration, most, status = _optional_texts(self.redis.hmget(run_key(run_id), fields))
+        if state is None:
+            raise _not_found(run_id)
+        return RunStatus(
+            run_id=run_id,
+            state=RunState(state),
+            stage=Stage(stage),
+            iteration=int(iteration or 1),
+            max_iterations=int(most or 1),
+            status=ExecutionStatus(status) if status else None,
+        )
+
+    def result(self, run_id: str) -> PTCArtifactResult | None:
+        """Return the result of a run that has ended, None while it goes on.
+
+        Raises:
+            RunNotFoundError: there is no such run, or no longer.
+        """
+        state, result = _optional_texts(self.redis.hmget(run_key(run_id), ("state", "result")))
+        if state is None:
+            raise _not_found(run_id)
+        return PTCArtifactResult.model_validate_json(result) if result else None
+
+    def end_if_overdue(self, run_id: str) -> PTCArtifactResult | None:
+        """End a run that is past its deadline and that no worker has ended; None if it is not, or goes on."""
+        record = self._record(run_id)
+        if not record:
+            raise _not_found(run_id)
+        seconds, microseconds = cast("tuple[int, int]", self.redis.time())
+        now = seconds * 1000 + microseconds // 1000
+        deadline = record.get("deadline_at")
+        if deadline is None or now < int(deadline) + OVERDUE_GRACE_MS:
+            return None
+        run = _run(record, now)
+        message = f"timeout_seconds={run.plan.timeout_seconds} ran out while no worker was free"
+        try:
+            return self.finish(run, ExecutionStatus.TIMEOUT, error_message=message)
+        except LeaseLostError:
+            return None
+
+    # ── for workers ──
+
+    def begin(self, run_id: str, stage: Stage) -> Run | NotOurs:
+        """Take a run to work on one of its stages; its first start sets the deadline."""
+        answer = self._begin(keys=[run_key(run_id), ACTIVE_RUNS], args=[run_id, stage.value, LEASE_MS])
+        how = answer[0].decode()
+        if how == "ok":
+            return _run(_pairs(answer[2]), int(answer[1]))
+        return NotOurs(
+            reason=how,
+            result=PTCArtifactResult.model_validate_json(answer[1]) if how == "ended" else None,
+        )
+
+    def renew(self, held: dict[str, int]) -> list[str]:
+        """Extend the leases of these runs (id to fence) in one script; return the ids that are ours no more."""
+        args = [item for pair in held.items() for item in pair]
+        return _texts(self._renew(keys=[ACTIVE_RUNS], args=[LEASE_MS, *args]))
+
+    def reclaim(self, most: int = 50) -> list[Unsent]:
+        """Take the runs that need a message: their worker fell silent, or whoever owed it never sent it."""
+        found = self._reclaim(keys=[ACTIVE_RUNS], args=[UNSENT_GRACE_MS, most])
+        return [Unsent(run_id, Stage(stage), key, int(n)) for run_id, stage, key, n in map(_texts, found)]
+
+    def checkpoint(self, run: Run, name: str) -> Any:  # noqa: ANN401 whatever JSON was kept
+        """Return what was kept under this name, None if nothing was."""
+        kept = cast("bytes | None", self.redis.hget(checkpoints_key(run.run_id), name))
+        return None if kept is None else json.loads(kept)
+
+    def keep(self, run: Run, name: str, value: object, calls: Iterable[ModelCall] = ()) -> Any:  # noqa: ANN401
+        """Keep what a stage produced and what it cost; return what is kept: the first writer's.
+
+        Raises:
+            LeaseLostError: value and cost are kept, but the run is somebody else's now.
+        """
+        ours, kept = self._keep(
+            keys=[run_key(run.run_id), checkpoints_key(run.run_id), usage_key(run.run_id)],
+            args=[run.fence, name, json.dumps(value), *_calls_as_pairs(calls)],
+        )
+        if not ours:
+            raise LeaseLostError(run.run_id)
+        return json.loads(kept)
+
+    def keep_usage(self, run: Run, calls: Iterable[ModelCall]) -> None:
+        """Keep what calls cost that brought nothing else."""
+        self._keep(
+            keys=[run_key(run.run_id), checkpoints_key(run.run_id), usage_key(run.run_id)],
+            args=[run.fence, "", "", *_calls_as_pairs(calls)],
+        )
+
+    def hand_over(self, run: Run, stage: Stage, progress: Progress) -> None:
+        """Put the run into the next stage, held by nobody; its message has yet to be sent.
+
+        Raises:
+            LeaseLostError: the run is somebody else's now.
+        """
+        done = self._hand_over(
+            keys=[run_key(run.run_id), ACTIVE_RUNS],
+            args=[run.run_id, run.fence, stage.value, progress.model_dump_json(), progress.iteration],
+        )
+        if not done:
+            raise LeaseLostError(run.run_id)
+
+    def finish(
+        self,
+        run: Run,
+        status: ExecutionStatus,
+        *,
+        progress: Progress | None = None,
+        error_message: str | None = None,
+    ) -> PTCArtifactResult:
+        """End the run: record, cache and claim change in one step. Return its result: the first one stays.
+
+        Raises:
+            LeaseLostError: the run is somebody else's now.
+            RunNotFoundError: the record is gone.
+        """
+        progress = progress or run.progress
+        result = conclude(
+            run.plan,
+            progress,
+            status,
+            run_id=run.run_id,
+            cache_key=run.key,
+            started_at=run.started_at,
+            calls=self._calls(run.run_id),
+            error_message=error_message,
+        )
+        write = CacheWrite.of(run.plan, result)
+        names = write.names if write else []
+        how, kept = self._finish(
+            keys=[
+                run_key(run.run_id),
+                checkpoints_key(run.run_id),
+                usage_key(run.run_id),
+                callers_key(run.run_id),
+                claim_key(run.key, run.digest),
+                ACTIVE_RUNS,
+                *(key for name in names for key in (exec_key(name), meta_key(name))),
+            ],
+            args=[
+                run.run_id,
+                run.fence,
+                status.value,
+                result.model_dump_json(),
+                progress.model_dump_json(exclude={"draft", "best"}),
+                RESULT_TTL_SECONDS,
+                RETRY_TTL_SECONDS,
+                *((write.ttl, write.result, write.meta) if write else (0, "", "")),
+            ],
+        )
+        match how.decode():
+            case "ok":
+                return result
+            case "ended":
+                return PTCArtifactResult.model_validate_json(kept)
+            case "gone":
+                raise _not_found(run.run_id)
+            case _:
+                raise LeaseLostError(run.run_id)
+
+    def _calls(self, run_id: str) -> list[ModelCall]:
+        kept = cast("list[bytes]", self.redis.hvals(usage_key(run_id)))
+        return [ModelCall.model_validate_json(call) for call in kept]
+
+    def _record(self, run_id: str) -> dict[str, str]:
+        kept = cast("dict[bytes, bytes]", self.redis.hgetall(run_key(run_id)))
+        return {name.decode(): value.decode() for name, value in kept.items()}
+
+
+def _run(record: dict[str, str], now_ms: int) -> Run:
+    return Run(
+        run_id=record["run_id"],
+        key=record["key"],
+        digest=record["digest"],
+        plan=PTCExecutionPlan.model_validate_json(record["plan"]),
+        stage=Stage(record["stage"]),
+        fence=int(record["fence"]),
+        progress=Progress.model_validate_json(record["progress"]),
+        started_at=datetime.fromtimestamp(int(record["started_at"]) / 1000, UTC),
+        seconds_left=(int(record["deadline_at"]) - now_ms) / 1000,
+    )
+
+
+def _calls_as_pairs(calls: Iterable[ModelCall]) -> list[str]:
+    return [item for call in calls for item in (call.call_id, call.model_dump_json())]
+
+
+def _pairs(flat: list[bytes]) -> dict[str, str]:
+    texts = _texts(flat)
+    return dict(zip(texts[::2], texts[1::2], strict=True))
+
+
+def _texts(values: Any) -> list[str]:  # noqa: ANN401 redis-py does not type what scripts return
+    return [value.decode() for value in values]
+
+
+def _optional_texts(values: Any) -> list[str | None]:  # noqa: ANN401 redis-py types it as sync or async
+    return [None if value is None else value.decode() for value in values]
+
+
+def _not_found(run_id: str) -> RunNotFoundError:
+    return RunNotFoundError(f"run {run_id!r} is not known: it expired, or its id is wrong")

@@ -1,0 +1,93 @@
+"""Python environments for sandboxes: one for each set of packages, built once, read ever after."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import structlog
+from uv import find_uv_bin
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
+
+log = structlog.get_logger(__name__)
+
+BASE_REQUIREMENTS = ("pytest>=9,<10", "pytest-asyncio>=1,<2")
+"""What every environment holds: the runner of the tests."""
+
+_READY = "ptc-ready"
+_MAX_REASON = 1500
+
+
+class InstallError(Exception):
+    """The packages cannot be installed; the message is the installer's."""
+
+
+def environment(cache_dir: Path, requirements: Sequence[str], timeout: float) -> Path:
+    """Return the folder of an environment that holds these packages, building it if need be.
+
+    Only wheels are installed, for building a source distribution runs its code outside the sandbox. The
+    index is reached here, with the installer's own variables (`UV_…`) and no secret of ours.
+
+    Raises:
+        InstallError: the set cannot be installed.
+        TimeoutError: installing took too long.
+    """
+    wanted = sorted({*BASE_REQUIREMENTS, *requirements})
+    recipe = json.dumps([platform.python_version(), sys.base_prefix, wanted])
+    folder = cache_dir / "environments" / hashlib.sha256(recipe.encode()).hexdigest()[:24]
+    if (folder / _READY).exists():
+        return folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with _locked(folder.with_suffix(".lock")):
+        if not (folder / _READY).exists():
+            log.info("environment_building", packages=wanted)
+            shutil.rmtree(folder, ignore_errors=True)
+            _uv(cache_dir, timeout, "venv", "--quiet", "--python", sys.executable, str(folder))
+            python = str(folder / "bin" / "python")
+            options = ("--quiet", "--python", python, "--only-binary", ":all:", "--compile-bytecode")
+            # Copies, not links: what is mounted into a sandbox must not be the installer's own cache.
+            _uv(cache_dir, timeout, "pip", "install", *options, "--link-mode", "copy", "--", *wanted)
+            (folder / _READY).touch()
+    return folder
+
+
+def _uv(cache_dir: Path, timeout: float, *arguments: str) -> None:
+    passed = {
+        name: value
+        for name, value in os.environ.items()
+        if name.startswith(("UV_", "SSL_CERT_")) or name.lower() in {"http_proxy", "https_proxy", "no_proxy", "all_proxy"}
+    }
+    env = {"PATH": os.defpath, "HOME": str(cache_dir), "UV_CACHE_DIR": str(cache_dir / "uv"), "NO_COLOR": "1", **passed}
+    try:
+        done = subprocess.run(  # noqa: S603 the installer we depend on; packages go behind --
+            [find_uv_bin(), *arguments],
+            env=env,
+            cwd=cache_dir,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        raise TimeoutError("installing the packages took too long") from None
+    if done.returncode != 0:
+        raise InstallError(done.stderr.strip()[-_MAX_REASON:] or f"uv ended with {done.returncode}")
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield

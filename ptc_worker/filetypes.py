@@ -1,0 +1,70 @@
+"""What a file is for and which language it is in, told from its path."""
+
+from __future__ import annotations
+
+from pathlib import PurePosixPath
+
+from ptc_contracts import ArtifactType, CodeArtifact
+
+_LANGUAGES = {
+    ".py": "python", ".pyi": "python", ".js": "javascript", ".mjs": "javascript", ".cjs": "javascript",
+    ".jsx": "javascript", ".ts": "typescript", ".tsx": "typescript", ".go": "go", ".rs": "rust", ".java": "java",
+    ".kt": "kotlin", ".c": "c", ".h": "c", ".cpp": "cpp", ".hpp": "cpp", ".cs": "csharp", ".rb": "ruby",
+    ".php": "php", ".swift": "swift", ".sh": "shell", ".sql": "sql", ".html": "html", ".css": "css",
+    ".json": "json", ".toml": "toml", ".yaml": "yaml", ".yml": "yaml", ".ini": "ini", ".cfg": "ini", ".xml": "xml",
+    ".md": "markdown", ".rst": "restructuredtext", ".txt": "text", ".csv": "csv",
+}  # fmt: skip
+_NAMED = {"Dockerfile": "dockerfile", "Makefile": "makefile"}
+
+_CONFIG = {".json", ".toml", ".yaml", ".yml", ".ini", ".cfg", ".env", ".lock"}
+_CONFIG_NAMES = {"requirements.txt", "Dockerfile", "Makefile", ".gitignore", ".dockerignore", "setup.py", "setup.cfg"}
+_DOCUMENTATION = {".md", ".rst", ".txt", ".adoc"}
+_DATA = {".csv", ".tsv", ".jsonl", ".parquet", ".sql"}
+_DATA_FOLDERS = {"data", "fixtures"}
+_TEST_FOLDERS = {"tests", "test", "__tests__"}
+
+
+def artifact(path: str, content: str) -> CodeArtifact:
+    """Make an artifact with its type and language."""
+    return CodeArtifact(
+        file_path=path, content=content, artifact_type=artifact_type(path), language=language(path)
+    )
+
+
+def language(path: str) -> str | None:
+    """Name the language of a file, None if its path does not tell."""
+    file = PurePosixPath(path)
+    return _NAMED.get(file.name) or _LANGUAGES.get(file.suffix.lower())
+
+
+def artifact_type(path: str) -> ArtifactType:
+    """Tell what a file is for."""
+    file = PurePosixPath(path)
+    suffix = file.suffix.lower()
+    if is_test(path):
+        return ArtifactType.TEST
+    if file.name in _CONFIG_NAMES or suffix in _CONFIG - ({".json"} if _in(file, _DATA_FOLDERS) else set()):
+        return ArtifactType.CONFIG
+    if suffix in _DATA or (suffix == ".json" and _in(file, _DATA_FOLDERS)):
+        return ArtifactType.DATA
+    return ArtifactType.DOCUMENTATION if suffix in _DOCUMENTATION else ArtifactType.SOURCE_CODE
+
+
+def is_test(path: str) -> bool:
+    """Tell whether a file belongs to the tests: by its name, or because it is code in their folder."""
+    file = PurePosixPath(path)
+    stem = file.name.split(".")[0]
+    marked = ".test." in file.name or ".spec." in file.name
+    code = language(path) in {"python", "javascript", "typescript", "go"}
+    named = stem.startswith("test_") or stem.endswith("_test") or stem == "conftest" or marked
+    return code and (named or _in(file, _TEST_FOLDERS))
+
+
+def is_pytest_file(path: str) -> bool:
+    """Tell whether pytest collects this file by its name."""
+    name = PurePosixPath(path).name
+    return name.endswith(".py") and (name.startswith("test_") or name.endswith("_test.py"))
+
+
+def _in(file: PurePosixPath, folders: set[str]) -> bool:
+    return any(part in folders for part in file.parts[:-1])

@@ -1,0 +1,95 @@
+"""What is wrong with a draft that can be seen without running it. Milliseconds, before any sandbox is spent."""
+
+from __future__ import annotations
+
+import json
+import threading
+import tomllib
+import warnings
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ptc_contracts.progress import Outcome, Verdict
+from ptc_worker.filetypes import is_pytest_file, language
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from ptc_contracts import CodeArtifact, PTCExecutionPlan
+
+_MAX_TOLD = 12
+
+_warnings_lock = threading.Lock()  # the list of warning filters is one for all threads
+
+
+@dataclass(frozen=True, kw_only=True)
+class Issue:
+    """One thing that is wrong."""
+
+    file: str
+    line: int | None
+    code: str
+    """`syntax`, `json`, `toml` or `no-tests`."""
+    message: str
+
+    def __str__(self) -> str:
+        place = f"{self.file}:{self.line}" if self.line else self.file
+        return f"{place}: {self.message}"
+
+
+def examine(plan: PTCExecutionPlan, files: Sequence[CodeArtifact]) -> list[Issue]:
+    """List what is wrong with a draft; an empty list lets it into a sandbox."""
+    issues = [issue for file in files for issue in _syntax_issues(file)]
+    if plan.enable_testing and (missing := _missing_tests(files)):
+        issues.append(missing)
+    return issues
+
+
+def red_verdict(issues: Sequence[Issue]) -> Verdict:
+    """Word issues as a verdict that sends the draft back."""
+    told = [f"- {issue}" for issue in issues[:_MAX_TOLD]]
+    if len(issues) > _MAX_TOLD:
+        told.append(f"- … and {len(issues) - _MAX_TOLD} more")
+    return Verdict(
+        outcome=Outcome.GATE,
+        feedback="\n".join(["The project was not run, for these problems can be seen without it:", *told]),
+    )
+
+
+def has_python_tests(files: Sequence[CodeArtifact]) -> bool:
+    """Tell whether there is anything that pytest would collect."""
+    return any(is_pytest_file(file.file_path) for file in files)
+
+
+def _missing_tests(files: Sequence[CodeArtifact]) -> Issue | None:
+    python = any(language(file.file_path) == "python" for file in files)
+    if not python or has_python_tests(files):
+        return None
+    return Issue(file="tests/", line=None, code="no-tests", message="there is no test file named test_*.py")
+
+
+def _syntax_issues(file: CodeArtifact) -> Iterator[Issue]:
+    try:
+        match file.file_path.rpartition(".")[2].lower():
+            case "py":
+                _compile(file)
+            case "json":
+                json.loads(file.content)
+            case "toml":
+                tomllib.loads(file.content)
+    except SyntaxError as error:
+        yield Issue(file=file.file_path, line=error.lineno, code="syntax", message=f"{error.msg}")
+    except json.JSONDecodeError as error:
+        yield Issue(file=file.file_path, line=error.lineno, code="json", message=error.msg)
+    except tomllib.TOMLDecodeError as error:
+        yield Issue(file=file.file_path, line=None, code="toml", message=str(error))
+    except (ValueError, RecursionError, MemoryError) as error:
+        reason = "nested too deeply" if not isinstance(error, ValueError) else str(error)
+        yield Issue(file=file.file_path, line=None, code="syntax", message=reason)
+
+
+def _compile(file: CodeArtifact) -> None:
+    """Compile without running; what it only warns of is the author's business."""
+    with _warnings_lock, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        compile(file.content, file.file_path, "exec", dont_inherit=True)

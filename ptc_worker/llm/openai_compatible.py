@@ -1,0 +1,102 @@
+"""OpenAI, Kimi and OpenRouter, and whatever else speaks `/chat/completions`, through the `openai` SDK."""
+
+from __future__ import annotations
+
+from json import JSONDecodeError
+from typing import TYPE_CHECKING, Any
+
+import httpx2
+import openai
+
+from ptc_worker.llm.errors import ModelError, TransientError, UnavailableError, from_answer, from_vendor
+from ptc_worker.llm.protocol import Reply
+
+if TYPE_CHECKING:
+    from openai.types import CompletionUsage
+    from openai.types.chat import ChatCompletionChunk
+
+    from ptc_worker.llm.protocol import Prompt, Tally
+    from ptc_worker.settings import ProviderSettings
+
+_TIMEOUT = httpx2.Timeout(connect=5, read=120, write=30, pool=5)
+"""Per read, not per call: the deadline over the whole call is the caller's (`calls.py`)."""
+
+
+class OpenAICompatibleProvider:
+    """Asks one model behind `/chat/completions`."""
+
+    def __init__(self, settings: ProviderSettings, max_output_tokens: int) -> None:
+        self.name = settings.name
+        self.model = settings.model
+        # OpenAI's reasoning models refuse max_tokens; the others know nothing else.
+        limit = "max_completion_tokens" if settings.name == "openai" else "max_tokens"
+        self._limit = {limit: max_output_tokens}
+        self._client = openai.AsyncOpenAI(
+            api_key=settings.key_or_stand_in, base_url=settings.base_url, timeout=_TIMEOUT, max_retries=0
+        )
+
+    async def ask(self, prompt: Prompt, tally: Tally) -> Reply:
+        """Ask once, streaming. No sampling parameter is sent: current models refuse them."""
+        try:
+            finish_reason = await self._stream(prompt, tally)
+        except ModelError:
+            raise
+        except (openai.OpenAIError, httpx2.HTTPError, JSONDecodeError) as error:
+            raise from_vendor(error) from None
+        if finish_reason is None:
+            raise TransientError("cut_off", "the stream ended before its end was announced")
+        if finish_reason == "content_filter":
+            raise UnavailableError("refused", "the provider's filter stopped the answer")
+        return Reply(text="".join(tally.text), truncated=finish_reason == "length")
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._client.close()
+
+    async def _stream(self, prompt: Prompt, tally: Tally) -> str | None:
+        messages: list[Any] = [{"role": "system", "content": prompt.system}]
+        messages += [{"role": m.role, "content": m.content} for m in prompt.messages]
+        stream = await self._client.chat.completions.create(
+            model=self.model,
+            messages=messages,
+            stream=True,
+            stream_options={"include_usage": True},
+            extra_body=self._limit,
+        )
+        finish_reason = None
+        async with stream:
+            async for chunk in stream:
+                finish_reason = _take(chunk, tally) or finish_reason
+        return finish_reason
+
+
+def _take(chunk: ChatCompletionChunk, tally: Tally) -> str | None:
+    """Add one chunk to the tally; return the finish reason if it carries one."""
+    extra = chunk.model_extra or {}
+    if error := extra.get("error"):
+        raise from_answer(None, {"error": error}, "error inside the stream")
+    tally.accepted = True
+    tally.model = chunk.model or tally.model
+    _count(chunk.usage, tally)
+    for choice in chunk.choices or []:
+        if choice.delta.refusal:
+            raise UnavailableError("refused", "the model refused to answer")
+        if choice.delta.content:
+            tally.text.append(choice.delta.content)
+        if usage := (choice.model_extra or {}).get("usage"):  # Kimi's place for it
+            _count(openai.types.CompletionUsage.model_construct(**usage), tally)
+        if choice.finish_reason:
+            return choice.finish_reason
+    return None
+
+
+def _count(usage: CompletionUsage | None, tally: Tally) -> None:
+    if usage is None:
+        return
+    extra = usage.model_extra or {}
+    details = usage.prompt_tokens_details
+    cached = extra.get("cached_tokens") or getattr(details, "cached_tokens", None)  # Kimi's place, everyone else's
+    tally.prompt_tokens, tally.completion_tokens = usage.prompt_tokens, usage.completion_tokens
+    tally.cached_tokens = cached or 0
+    if isinstance(cost := extra.get("cost"), int | float):  # OpenRouter tells what it bills
+        tally.cost_usd = float(cost)

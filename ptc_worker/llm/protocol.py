@@ -1,0 +1,79 @@
+"""What a model provider is asked and what it answers, free of every vendor."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+CHARS_PER_TOKEN = 3.5
+"""For estimates alone, where a provider's own count never came: code in English runs at 3 to 4."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Message:
+    """One turn of a conversation."""
+
+    role: Literal["user", "assistant"]
+    content: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prompt:
+    """What a model is asked. The stable part comes first, so that providers can cache it."""
+
+    system: str
+    messages: tuple[Message, ...]
+
+    @property
+    def chars(self) -> int:
+        """Length of the whole prompt."""
+        return len(self.system) + sum(len(message.content) for message in self.messages)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reply:
+    """A complete answer, or one that was cut at the token limit."""
+
+    text: str
+    truncated: bool = False
+
+
+@dataclass
+class Tally:
+    """What one call has used so far; filled while the answer streams in, so that a failure leaves it true."""
+
+    model: str
+    """The model that answers, as the provider names it."""
+    accepted: bool = False
+    """Whether the provider began to answer, and so may bill the call."""
+    prompt_tokens: int | None = None
+    """Tokens read, cached ones included; None until the provider says."""
+    cached_tokens: int = 0
+    """Of these, read from the provider's cache."""
+    cache_write_tokens: int = 0
+    """Of these, written to it."""
+    completion_tokens: int | None = None
+    """Tokens written; None until the provider says."""
+    cost_usd: float | None = None
+    """US dollars, where the provider itself tells."""
+    text: list[str] = field(default_factory=list)
+    """The answer so far."""
+
+
+class Provider(Protocol):
+    """One vendor's way to a model."""
+
+    name: str
+    """The plan's name for it: claude, kimi, openai or openrouter."""
+    model: str
+    """The model that is asked for."""
+
+    async def ask(self, prompt: Prompt, tally: Tally) -> Reply:
+        """Ask once, streaming, keeping the tally up to date.
+
+        Raises:
+            ModelError: there is no usable answer; nothing of the vendor's exception goes along.
+        """
+
+    async def close(self) -> None:
+        """Close the connections."""

@@ -1,0 +1,219 @@
+"""From a model's answer to files: only paths that are safe, only files that are whole, never a guess."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from dataclasses import dataclass, field
+from pathlib import PurePosixPath
+from typing import TYPE_CHECKING
+
+from ptc_contracts.paths import untidy_reason
+from ptc_worker.filetypes import artifact
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from ptc_contracts import CodeArtifact
+
+MAX_FILES = 200
+MAX_FILE_CHARS = 1_000_000
+MAX_TOTAL_CHARS = 4_000_000
+"""Bounds on one answer: above what any model writes in one reply, below what hurts us."""
+
+_OPEN = re.compile(r"""^\s{0,3}<file\s+path\s*=\s*(["'])(?P<path>[^"'<>]*)\1\s*>\s*$""")
+_CLOSE = re.compile(r"^\s{0,3}</file>\s*$")
+_DELETE = re.compile(r"""^\s{0,3}<delete\s+path\s*=\s*(["'])(?P<path>[^"'<>]*)\1\s*/?>\s*$""")
+_FENCE = re.compile(r"^\s{0,3}(?P<ticks>`{3,}|~{3,})(?P<info>[^`]*)$")
+_PATH_ON_LINE = re.compile(r"^[\s#>*\-`_:.\d)]*(?:file(?:name)?\s*:\s*)?[`*\"']*(?P<path>[\w.][\w./@+-]*)[`*\"':]*\s*$", re.IGNORECASE)
+_PATH_IN_COMMENT = re.compile(r"^\s*(?:#|//|--|/\*|<!--|;)\s*(?:file(?:name)?\s*:\s*)?(?P<path>[\w.][\w./@+-]*)\s*(?:\*/|-->)?\s*$", re.IGNORECASE)
+_PATH_IN_INFO = re.compile(r"(?:^|[\s:=\"'])(?P<path>[\w.][\w./@+-]*)[\"']?\s*$")
+_EXTENSIONLESS = {"Makefile", "Dockerfile", "LICENSE", "Procfile", "py.typed", ".gitignore", ".dockerignore"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParsedAnswer:
+    """What an answer holds."""
+
+    files: list[CodeArtifact] = field(default_factory=list)
+    """Whole files, in order, each path once."""
+    deleted: list[str] = field(default_factory=list)
+    """Paths the answer wants removed."""
+    problems: list[str] = field(default_factory=list)
+    """What could not be used, one sentence each."""
+    complete: bool = True
+    """False when the last file was cut."""
+
+
+def parse_answer(text: str) -> ParsedAnswer:
+    """Read the files in a model's answer.
+
+    The form asked for is `<file path="…">`, content, `</file>`; a closing tag that was forgotten is tolerated
+    where another file follows, and a file that is still open at the end is dropped. An answer without any tag
+    is read as fenced blocks whose path stands above them, behind the fence, or in a comment on their first
+    line. A block without a path is a problem, not a guess. Time is linear in the length of the text.
+    """
+    lines = _normalised(text).split("\n")
+    tagged = any(_OPEN.match(line) or _DELETE.match(line) for line in lines)
+    collector = _Collector()
+    for block in _tagged_blocks(lines, collector) if tagged else _fenced_blocks(lines, collector):
+        collector.add(*block)
+    return collector.answer()
+
+
+def _normalised(text: str) -> str:
+    return text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
+
+
+class _Collector:
+    """Gathers files under the rules for paths, sizes and duplicates."""
+
+    def __init__(self) -> None:
+        self._files: dict[str, CodeArtifact] = {}
+        self._chars = 0
+        self.deleted: list[str] = []
+        self.problems: list[str] = []
+        self.complete = True
+
+    def add(self, path: str, content: str) -> None:
+        path = _tidied(path)
+        if reason := untidy_reason(path):
+            self.problems.append(f"{path!r} was not taken: {reason}")
+        elif "\0" in content:
+            self.problems.append(f"{path!r} was not taken: it holds a NUL character")
+        elif not _is_unicode(content):
+            self.problems.append(f"{path!r} was not taken: it is not valid Unicode")
+        elif len(content) > MAX_FILE_CHARS:
+            self.problems.append(f"{path!r} was not taken: it is longer than {MAX_FILE_CHARS} characters")
+        elif len(self._files) >= MAX_FILES or self._chars + len(content) > MAX_TOTAL_CHARS:
+            self.problems.append(f"{path!r} was not taken: the answer is larger than a project may be")
+        else:
+            self._chars += len(content)
+            earlier = self._files.pop(path.casefold(), None)
+            if earlier:
+                self.problems.append(f"{path!r} was given more than once; the last one counts")
+            self._files[path.casefold()] = artifact(path, content)
+
+    def delete(self, path: str) -> None:
+        path = _tidied(path)
+        if reason := untidy_reason(path):
+            self.problems.append(f"{path!r} was not removed: {reason}")
+        else:
+            self.deleted.append(path)
+
+    def answer(self) -> ParsedAnswer:
+        folders = {str(parent).casefold() for file in self._files.values() for parent in _parents(file.file_path)}
+        clashes = [name for name in self._files if name in folders]
+        for name in clashes:
+            self.problems.append(f"{self._files.pop(name).file_path!r} was not taken: it is a folder, too")
+        return ParsedAnswer(
+            files=list(self._files.values()),
+            deleted=list(dict.fromkeys(self.deleted)),
+            problems=self.problems,
+            complete=self.complete,
+        )
+
+
+def _tagged_blocks(lines: list[str], collector: _Collector) -> Iterator[tuple[str, str]]:
+    path: str | None = None
+    body: list[str] = []
+    for line in lines:
+        if opening := _OPEN.match(line):
+            if path is not None:
+                yield path, _content(path, body)
+            path, body = opening["path"], []
+        elif path is not None and _CLOSE.match(line):
+            yield path, _content(path, body)
+            path = None
+        elif path is not None:
+            body.append(line)
+        elif deletion := _DELETE.match(line):
+            collector.delete(deletion["path"])
+    if path is not None:
+        collector.complete = False
+        collector.problems.append(f"{path!r} was not taken: the answer ends in the middle of it")
+
+
+def _fenced_blocks(lines: list[str], collector: _Collector) -> Iterator[tuple[str, str]]:
+    above = ""
+    number = 0
+    position = 0
+    while position < len(lines):
+        opening = _FENCE.match(lines[position])
+        if not opening:
+            above = lines[position] if lines[position].strip() else above
+            position += 1
+            continue
+        end = _end_of_block(lines, position, opening["ticks"])
+        body = lines[position + 1 : end]
+        number += 1
+        path = _path_of_block(above, opening["info"], body)
+        if end == len(lines):
+            collector.complete = False
+            collector.problems.append(f"block {number} was not taken: the answer ends in the middle of it")
+        elif path is None:
+            collector.problems.append(f"block {number} was not taken: no path stands above it or in it")
+        else:
+            yield path, _joined(body)
+        above = ""
+        position = end + 1
+
+
+def _end_of_block(lines: list[str], start: int, ticks: str) -> int:
+    """Find the line that closes the block; blocks inside it, as README files have them, are counted."""
+    depth = 1
+    for position in range(start + 1, len(lines)):
+        fence = _FENCE.match(lines[position])
+        if not fence or fence["ticks"][0] != ticks[0] or len(fence["ticks"]) < len(ticks):
+            continue
+        depth += 1 if fence["info"].strip() else -1
+        if depth == 0:
+            return position
+    return len(lines)
+
+
+def _path_of_block(above: str, info: str, body: list[str]) -> str | None:
+    first = next((line for line in body if line.strip()), "")
+    for pattern, line in ((_PATH_ON_LINE, above), (_PATH_IN_INFO, info), (_PATH_IN_COMMENT, first)):
+        found = pattern.search(line) if len(line) < 400 else None  # noqa: PLR2004 no path line is longer
+        if found and _looks_like_path(found["path"]):
+            return found["path"]
+    return None
+
+
+def _looks_like_path(text: str) -> bool:
+    name = PurePosixPath(text).name
+    return name in _EXTENSIONLESS or bool(PurePosixPath(name).suffix.strip(".").isalnum() and not name.endswith("."))
+
+
+def _content(path: str, body: list[str]) -> str:
+    """Give a file's text: without the blank lines before it, and without one fence around all of it."""
+    while body and not body[0].strip():
+        body = body[1:]
+    last = next((i for i in range(len(body) - 1, 0, -1) if body[i].strip()), 0)
+    if last and (opening := _FENCE.match(body[0])) and body[last].strip() == opening["ticks"]:
+        info = opening["info"].strip().lower()
+        if not path.lower().endswith(".md") or info in {"md", "markdown"}:
+            body = body[1:last]
+    return _joined(body)
+
+
+def _joined(body: Iterable[str]) -> str:
+    text = "\n".join(body).rstrip("\n")
+    return text + "\n" if text else ""
+
+
+def _tidied(path: str) -> str:
+    return unicodedata.normalize("NFC", path.strip()).removeprefix("./")
+
+
+def _parents(path: str) -> Iterable[PurePosixPath]:
+    return list(PurePosixPath(path).parents)[:-1]
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

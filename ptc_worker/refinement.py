@@ -1,0 +1,60 @@
+"""What to do with a verdict: end the run, or try once more; and which files the next draft starts from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ptc_contracts import ExecutionStatus
+from ptc_contracts.progress import Outcome, Progress, Verdict
+
+if TYPE_CHECKING:
+    from ptc_contracts import CodeArtifact, PTCExecutionPlan
+    from ptc_worker.parsing import ParsedAnswer
+
+
+@dataclass(frozen=True, kw_only=True)
+class End:
+    """How a run ends."""
+
+    status: ExecutionStatus
+    message: str | None = None
+
+
+def merged(progress: Progress, answer: ParsedAnswer) -> list[CodeArtifact]:
+    """Lay an answer over the best draft so far: what it gives replaces, what it deletes is left out."""
+    files = {file.file_path: file for file in progress.best.files} if progress.best else {}
+    files |= {file.file_path: file for file in answer.files}
+    for path in answer.deleted:
+        if path not in {file.file_path for file in answer.files}:
+            files.pop(path, None)
+    return list(files.values())
+
+
+def unreadable_verdict(answer: ParsedAnswer) -> Verdict:
+    """Say that an answer held no file, and why."""
+    problems = [f"- {problem}" for problem in answer.problems] or ["- it holds no <file path=…> block"]
+    return Verdict(
+        outcome=Outcome.UNREADABLE,
+        feedback="\n".join(["Your last answer held no usable file:", *problems]),
+    )
+
+
+def next_step(plan: PTCExecutionPlan, progress: Progress) -> End | Progress:
+    """Decide after a verdict: how the run ends, or with what the next iteration starts."""
+    if progress.best is None:
+        raise ValueError("nothing was examined yet")
+    if progress.best.verdict.outcome is Outcome.PASSED:
+        return End(status=ExecutionStatus.SUCCESS)
+    if progress.iteration < plan.max_iterations:
+        return progress.model_copy(update={"iteration": progress.iteration + 1})
+    return spent(progress, f"max_iterations={plan.max_iterations} are spent")
+
+
+def spent(progress: Progress, reason: str) -> End:
+    """End a run that is not green: partly done if there is any code, failed if there is none."""
+    if not progress.best_files:
+        return End(status=ExecutionStatus.FAILURE, message=f"no usable code: {reason}")
+    verdict = progress.best_verdict
+    outcome = f"the tests are not green ({verdict.outcome.value})" if verdict else "the tests were not run"
+    return End(status=ExecutionStatus.PARTIAL_SUCCESS, message=f"{outcome}: {reason}")

@@ -1,0 +1,236 @@
+"""A sandbox on this machine: namespaces where the system allows them, limits and a reaper in any case."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import selectors
+import shutil
+import stat
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import asdict
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import structlog
+
+from ptc_worker.sandbox import supervise
+from ptc_worker.sandbox.protocol import ExecResult, SandboxError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from ptc_worker.settings import WorkerSettings
+
+log = structlog.get_logger(__name__)
+
+OUTPUT_LIMIT = 4 * 2**20
+"""Bytes a command may write to its two streams together before it is ended."""
+
+FILE_LIMIT = 64 * 2**20
+"""Bytes one file in the sandbox may grow to."""
+
+PROCESS_LIMIT = 128
+"""Processes and threads of one sandbox's user."""
+
+_SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib64", "/etc/ld.so.cache", "/etc/alternatives")
+_DRAIN_SECONDS = 5.0
+
+
+class LocalSandbox:
+    """One directory under the temporary one, and the processes that run in it."""
+
+    def __init__(self, settings: WorkerSettings, read_only: Sequence[str]) -> None:
+        self._memory = settings.ptc_sandbox_memory_mb * 2**20
+        self._read_only = [*_SYSTEM, sys.base_prefix, *read_only]
+        self._uid = 1_000_000 + secrets.randbelow(1_000_000) if os.getuid() == 0 else None
+        self._root: Path | None = None
+        self.isolation = isolation()
+
+    @property
+    def root(self) -> str:
+        """The sandbox's directory."""
+        return str(self._home)
+
+    @property
+    def _home(self) -> Path:
+        if self._root is None:
+            raise SandboxError("the sandbox is not there: not started, or destroyed")
+        return self._root
+
+    def start(self) -> None:
+        """Make the directory."""
+        try:
+            self._root = Path(tempfile.mkdtemp(prefix="ptc-sandbox-")).resolve()
+        except OSError as error:
+            raise SandboxError(f"no sandbox directory: {error}") from error
+        self._own(self._root)
+
+    def write(self, files: Mapping[str, bytes]) -> None:
+        """Write files below the root, making the directories they need."""
+        home = self._home
+        try:
+            for path, content in files.items():
+                target = home / path
+                for parent in reversed(target.relative_to(home).parents[:-1]):
+                    if not (home / parent).is_dir():
+                        (home / parent).mkdir(mode=0o755)
+                        self._own(home / parent)
+                flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW
+                with os.fdopen(os.open(target, flags, 0o644), "wb") as file:
+                    file.write(content)
+                self._own(target)
+        except (OSError, ValueError) as error:
+            raise SandboxError(f"a file cannot be written: {error}") from error
+
+    def read(self, path: str, limit: int) -> bytes | None:
+        """Read the start of a regular file; links, devices and directories are not there."""
+        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
+        try:
+            with os.fdopen(os.open(self._home / path, flags), "rb") as file:
+                return file.read(limit) if stat.S_ISREG(os.fstat(file.fileno()).st_mode) else None
+        except OSError:
+            return None
+
+    def exec(self, command: Sequence[str], *, env: Mapping[str, str], cwd: str, timeout: float) -> ExecResult:
+        """Run a command below a supervisor of its own, which leaves nothing of it alive."""
+        return _supervised(
+            command=list(command),
+            env=dict(env),
+            cwd=str(self._home / cwd),
+            timeout=timeout,
+            namespaces=self.isolation == "namespaces",
+            read_only=self._read_only,
+            writable=self.root,
+            uid=self._uid,
+            limits={
+                "RLIMIT_AS": self._memory,
+                "RLIMIT_FSIZE": FILE_LIMIT,
+                "RLIMIT_NPROC": PROCESS_LIMIT,
+                "RLIMIT_NOFILE": 512,
+                "RLIMIT_CORE": 0,
+                "RLIMIT_CPU": max(1, round(timeout) + 1),
+            },
+        )
+
+    def stop(self) -> None:
+        """Do nothing: no command outlives its `exec`."""
+
+    def destroy(self) -> None:
+        """Remove the directory."""
+        if self._root is not None:
+            shutil.rmtree(self._root, onerror=_make_removable)
+            self._root = None
+
+    def _own(self, path: Path) -> None:
+        if self._uid is not None:
+            os.chown(path, self._uid, self._uid, follow_symlinks=False)
+
+
+@cache
+def isolation() -> str:
+    """Find out once what this system offers: `namespaces`, or `process` where it refuses them."""
+    with tempfile.TemporaryDirectory(prefix="ptc-sandbox-") as home:
+        os.chmod(home, 0o755)
+        try:
+            _supervised(
+                command=["/bin/sh", "-c", "exit 0"],
+                env={},
+                cwd=home,
+                timeout=10,
+                namespaces=True,
+                read_only=list(_SYSTEM),
+                writable=home,
+                uid=1_000_000 if os.getuid() == 0 else None,
+                limits={},
+            )
+        except SandboxError as error:
+            log.warning("sandbox_without_namespaces", reason=str(error))
+            return "process"
+    return "namespaces"
+
+
+def _supervised(**spec: Any) -> ExecResult:  # noqa: ANN401 the fields of supervise.Spec
+    """Run one supervisor and read what its command writes, until both streams end or the limit is met."""
+    parent_read, parent_write = os.pipe()
+    report_read, report_write = os.pipe()
+    whole = supervise.Spec(**spec, parent_fd=parent_read, report_fd=report_write)
+    started = time.monotonic()
+    try:
+        process = subprocess.Popen(  # noqa: S603 our own program; what it runs is hostile and in its care
+            [sys.executable, "-I", "-S", "-B", supervise.__file__, json.dumps(asdict(whole))],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            pass_fds=(parent_read, report_write),
+            env={},
+            start_new_session=True,
+        )
+    except OSError as error:
+        os.close(parent_write)
+        os.close(report_read)
+        raise SandboxError(f"the supervisor cannot be started: {error}") from error
+    finally:
+        os.close(parent_read)
+        os.close(report_write)
+    with process, os.fdopen(report_read, "rb") as report:
+        try:
+            stdout, stderr, limited = _drain(process, whole.timeout + _DRAIN_SECONDS)
+        finally:
+            os.close(parent_write)  # tells the supervisor to end everything, if it has not done so
+            process.wait()
+        facts: dict[str, Any] = {}
+        for line in report:
+            facts |= json.loads(line)
+    if "error" in facts or "status" not in facts:
+        raise SandboxError(facts.get("error", "the supervisor died"))
+    return ExecResult(
+        exit_code=_signed(facts["status"]),
+        stdout=stdout,
+        stderr=stderr,
+        duration_seconds=time.monotonic() - started,
+        timed_out=facts["timed_out"],
+        output_limited=limited,
+    )
+
+
+def _drain(process: subprocess.Popen[bytes], seconds: float) -> tuple[bytes, bytes, bool]:
+    """Read both streams until they end, time is over, or they hold too much; the last is told."""
+    chunks: dict[int, list[bytes]] = {}
+    deadline, size = time.monotonic() + seconds, 0
+    with selectors.DefaultSelector() as selector:
+        for stream in (process.stdout, process.stderr):
+            assert stream is not None  # noqa: S101 both are pipes
+            os.set_blocking(stream.fileno(), False)
+            selector.register(stream, selectors.EVENT_READ)
+            chunks[stream.fileno()] = []
+        while selector.get_map() and size <= OUTPUT_LIMIT and time.monotonic() < deadline:
+            for key, _ in selector.select(deadline - time.monotonic()):
+                chunk = os.read(key.fd, 2**16)
+                chunks[key.fd].append(chunk)
+                size += len(chunk)
+                if not chunk:
+                    selector.unregister(key.fileobj)
+    stdout, stderr = (b"".join(parts) for parts in chunks.values())
+    return stdout, stderr, size > OUTPUT_LIMIT
+
+
+def _signed(status: int) -> int:
+    """Give an exit code of 128 and above as the negative signal that it stands for."""
+    return 128 - status if status > 128 else status  # noqa: PLR2004 the shells' convention
+
+
+def _make_removable(function: Any, path: str, _error: object) -> None:  # noqa: ANN401 as shutil has it
+    """Try again after giving ourselves the rights that a program took away."""
+    os.chmod(Path(path).parent, 0o700)
+    if not os.path.islink(path):
+        os.chmod(path, 0o700)
+    if os.path.isdir(path) and not os.path.islink(path):
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        function(path)

@@ -1,0 +1,65 @@
+"""What a sandbox can do, free of every vendor."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+
+class SandboxError(Exception):
+    """The sandbox itself failed; nothing is known about the program that was to run in it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExecResult:
+    """How a command ended. A failing command is a value, not an exception."""
+
+    exit_code: int
+    """Its exit code; negative for the signal that ended it."""
+    stdout: bytes
+    """Its standard output, up to the limit."""
+    stderr: bytes
+    """Its standard error, up to the limit."""
+    duration_seconds: float
+    """Wall time."""
+    timed_out: bool = False
+    """Whether it was ended because its time was over."""
+    output_limited: bool = False
+    """Whether it was ended because it wrote too much."""
+
+
+class Sandbox(Protocol):
+    """One isolated place for one project; relative paths are below its own directory."""
+
+    isolation: str
+    """What keeps the program in, by name."""
+    root: str
+    """The sandbox's directory as programs inside see it."""
+
+    def start(self) -> None:
+        """Make it ready for use.
+
+        Raises:
+            SandboxError: it cannot be had.
+        """
+
+    def write(self, files: Mapping[str, bytes]) -> None:
+        """Write files, making the directories they need."""
+
+    def read(self, path: str, limit: int) -> bytes | None:
+        """Read at most `limit` bytes of a regular file; None if there is none. Links are not followed."""
+
+    def exec(self, command: Sequence[str], *, env: Mapping[str, str], cwd: str, timeout: float) -> ExecResult:
+        """Run a command with this environment and no other, for at most `timeout` seconds.
+
+        Nothing it started is alive when this returns.
+        """
+
+    def stop(self) -> None:
+        """End whatever runs in it; files stay."""
+
+    def destroy(self) -> None:
+        """End whatever runs in it and remove every trace. May be called again."""

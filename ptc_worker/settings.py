@@ -1,0 +1,137 @@
+"""The worker's settings, from the environment variables that users already have."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from ptc_contracts import ConfigurationError, LLMProvider
+
+_ENV_PREFIX = {LLMProvider.CLAUDE: "ANTHROPIC"}
+
+
+@dataclass(frozen=True)
+class ProviderSettings:
+    """How to reach one provider's models."""
+
+    name: str
+    model: str
+    base_url: str | None
+    api_key: str | None = field(repr=False)
+
+    @property
+    def configured(self) -> bool:
+        """Whether there is a key, or an address that may need none."""
+        return bool(self.api_key or self.base_url)
+
+    @property
+    def key_or_stand_in(self) -> str:
+        """The key, or a text that local servers take for one: the SDKs refuse an empty key."""
+        return self.api_key or "no-key"
+
+
+class WorkerSettings(BaseSettings):
+    """What a worker can be told; every variable is optional."""
+
+    model_config = SettingsConfigDict(extra="ignore", env_ignore_empty=True, use_attribute_docstrings=True)
+
+    anthropic_api_key: SecretStr | None = None
+    """Key for Claude."""
+    anthropic_base_url: str | None = None
+    """Another address for Claude: a proxy, or a local server that speaks `/v1/messages`."""
+    anthropic_model: str = "claude-sonnet-5-5"
+    """The Claude model."""
+    kimi_api_key: SecretStr | None = None
+    """Key for Kimi."""
+    kimi_base_url: str | None = None
+    """Another address for Kimi; `https://api.moonshot.ai/v1` when there is a key and no address."""
+    kimi_model: str = "kimi-k3.1-pro"
+    """The Kimi model."""
+    openai_api_key: SecretStr | None = None
+    """Key for OpenAI."""
+    openai_base_url: str | None = None
+    """Another address for OpenAI, such as Ollama's `http://localhost:11434/v1`."""
+    openai_model: str = "gpt-6.1-terra"
+    """The OpenAI model."""
+    openrouter_api_key: SecretStr | None = None
+    """Key for OpenRouter."""
+    openrouter_base_url: str | None = None
+    """Another address for OpenRouter; `https://openrouter.ai/api/v1` when there is a key and no address."""
+    openrouter_model: str = "anthropic/claude-sonnet-5.5"
+    """The OpenRouter model."""
+    ptc_max_output_tokens: int = Field(default=32_000, ge=256)
+    """Most tokens one answer may have, thinking included."""
+    ptc_sandbox: Literal["local"] = "local"
+    """Where tests run."""
+    ptc_sandbox_concurrency: int = Field(default_factory=lambda: os.cpu_count() or 1, ge=1)
+    """Most sandboxes at a time in one worker; the number of cores unless set."""
+    ptc_sandbox_memory_mb: int = Field(default=1024, ge=64)
+    """Address space of each process in a sandbox, in MiB."""
+    ptc_test_timeout: float = Field(default=120.0, gt=0)
+    """Most seconds one run of the tests may take; the plan's deadline bounds it too."""
+    ptc_allowed_dependencies: Annotated[frozenset[str] | None, NoDecode] = None
+    """The only packages a plan may install, separated by commas; all that the plan names unless set."""
+    ptc_cache_dir: Path = Field(
+        default_factory=lambda: Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ptc"
+    )
+    """Where the environments of installed dependencies are kept."""
+    max_concurrent_executions: int = Field(default=10, ge=1)
+    """Stages that one worker process works on at a time."""
+    ptc_log_level: Literal["debug", "info", "warning", "error"] = "info"
+    """The least severe log lines that are shown."""
+
+    @field_validator("ptc_allowed_dependencies", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+
+    @field_validator("ptc_log_level", mode="before")
+    @classmethod
+    def _lower(cls, value: object) -> object:
+        return value.lower() if isinstance(value, str) else value
+
+    @classmethod
+    def read(cls) -> WorkerSettings:
+        """Read the process environment.
+
+        Raises:
+            ConfigurationError: naming every variable that cannot be understood, and no value.
+        """
+        try:
+            return cls()
+        except ValidationError as error:
+            problems = (f"{str(e['loc'][0]).upper()}: {e['msg']}" for e in error.errors(include_input=False))
+            raise ConfigurationError("; ".join(problems)) from None
+
+    def provider(self, name: LLMProvider) -> ProviderSettings:
+        """Gather what is known of one provider."""
+        prefix = _ENV_PREFIX.get(name, name.name).lower()
+        key: SecretStr | None = getattr(self, f"{prefix}_api_key")
+        base_url: str | None = getattr(self, f"{prefix}_base_url")
+        if key and not base_url:
+            base_url = _DEFAULT_BASE_URLS[name]
+        return ProviderSettings(
+            name=name.value,
+            model=getattr(self, f"{prefix}_model"),
+            base_url=base_url,
+            api_key=key.get_secret_value() if key else None,
+        )
+
+
+_DEFAULT_BASE_URLS = {
+    LLMProvider.CLAUDE: "https://api.anthropic.com",
+    LLMProvider.KIMI: "https://api.moonshot.ai/v1",
+    LLMProvider.OPENAI: "https://api.openai.com/v1",
+    LLMProvider.OPENROUTER: "https://openrouter.ai/api/v1",
+}
+
+
+def variables_of(name: LLMProvider) -> str:
+    """Name the variables that configure a provider, for messages."""
+    prefix = _ENV_PREFIX.get(name, name.name)
+    return f"{prefix}_API_KEY or {prefix}_BASE_URL"

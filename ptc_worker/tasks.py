@@ -1,0 +1,197 @@
+"""The life of a run: generate, sandbox, finish. Whoever reads this page knows the system.
+
+A task takes its run, does one stage of it, and either ends the run or hands it over to the next stage. What a
+stage pays for is kept before anything else happens to it, so that whoever repeats the stage need not pay again.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import structlog
+from celery.exceptions import Ignore
+from kombu.exceptions import OperationalError
+from redis.exceptions import RedisError
+
+from ptc_contracts import ConfigurationError, ExecutionStatus
+from ptc_contracts.progress import Outcome
+from ptc_contracts.runs import LeaseLostError, NotOurs, Run
+from ptc_contracts.stages import Stage
+from ptc_worker.app import app, leases, send, settings, store
+from ptc_worker.dependencies import missing_verdict, needs_of
+from ptc_worker.environments import InstallError
+from ptc_worker.gate import examine, has_python_tests, red_verdict
+from ptc_worker.llm.calls import Answer, Caller, NoAnswerError
+from ptc_worker.llm.loop import run_async
+from ptc_worker.llm.prices import REPLAY_PREFIX
+from ptc_worker.parsing import parse_answer
+from ptc_worker.prompts import build_prompt
+from ptc_worker.providers import providers_for
+from ptc_worker.refinement import End, merged, next_step, spent, unreadable_verdict
+from ptc_worker.runner import run_tests
+from ptc_worker.sandbox.protocol import SandboxError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from ptc_contracts import CodeArtifact, PTCArtifactResult
+    from ptc_contracts.progress import Progress, Verdict
+
+log = structlog.get_logger(__name__)
+
+Step = tuple["Progress", Stage | End]
+"""What a stage leaves: how far the run has come, and where it goes from here."""
+
+
+@app.task(name=Stage.GENERATE.task_name)
+def generate(run_id: str) -> dict[str, Any]:
+    """Ask a model for the next draft and examine it without running it."""
+    return _work(run_id, Stage.GENERATE, _generate)
+
+
+@app.task(name=Stage.SANDBOX.task_name)
+def sandbox(run_id: str) -> dict[str, Any]:
+    """Run the draft's tests in isolation and decide what follows."""
+    return _work(run_id, Stage.SANDBOX, _sandbox)
+
+
+def _work(run_id: str, stage: Stage, step: Callable[[Run], Step]) -> dict[str, Any]:
+    """Take the run, do the stage, and move the run on; return its result if it has ended.
+
+    A message whose run is held, elsewhere or gone has done its duty: it is acknowledged and forgotten.
+    """
+    run = store().begin(run_id, stage)
+    if isinstance(run, NotOurs):
+        log.info("message_ignored", run=run_id, stage=stage.value, reason=run.reason)
+        if run.result is None:
+            raise Ignore
+        return run.result.model_dump(mode="json")
+    context = {"run": run_id, "key": run.key, "stage": stage.value, "iteration": run.progress.iteration}
+    with structlog.contextvars.bound_contextvars(**context), leases().holding(run):
+        try:
+            return _finish(run, *_guarded(step, run))
+        except LeaseLostError:
+            log.warning("run_left_to_another_worker")
+            raise Ignore from None
+        except (RedisError, OperationalError) as error:
+            log.warning("run_left_to_recovery", error=type(error).__name__)
+            raise Ignore from None
+
+
+def _finish(run: Run, progress: Progress, follows: Stage | End) -> dict[str, Any]:
+    """End the run, or hand it over: the task id is kept, so that one `AsyncResult` follows it to its end."""
+    if isinstance(follows, Stage):
+        store().hand_over(run, follows, progress)
+        send(follows, run.run_id, run.key, progress.iteration)
+        log.info("run_handed_over", to=follows.value, iteration=progress.iteration)
+        raise Ignore
+    result = store().finish(run, follows.status, progress=progress, error_message=follows.message)
+    log.info("run_ended", status=result.status.value, seconds=round(result.duration_seconds, 2))
+    return result.model_dump(mode="json")
+
+
+def _guarded(step: Callable[[Run], Step], run: Run) -> Step:
+    """Do a stage; a run ends whatever happens in it."""
+    progress = run.progress
+    try:
+        if run.time_left() <= 0:
+            raise TimeoutError  # noqa: TRY301 the run may have waited too long for this stage
+        return step(run)
+    except (LeaseLostError, RedisError):
+        raise
+    except TimeoutError:
+        return progress, _out_of_time(run)
+    except ConfigurationError as error:
+        return progress, End(status=ExecutionStatus.FAILURE, message=f"configuration: {error}")
+    except (NoAnswerError, InstallError, SandboxError) as error:
+        return progress, spent(progress, str(error))
+    except Exception as error:
+        log.exception("stage_failed")
+        return progress, spent(progress, f"internal error in {run.stage.value}: {type(error).__name__}")
+
+
+def _generate(run: Run) -> Step:
+    plan = run.plan
+    providers, warnings = providers_for(plan, settings())
+    answer = _answer(run, providers)
+    parsed = parse_answer(answer.text)
+    progress = run.progress.noting([*warnings, *_remarks(answer, parsed.problems)], **_facts(answer))
+    if not parsed.files and not parsed.deleted:
+        return _examined(run, progress, unreadable_verdict(parsed), merged(progress, parsed))
+    files = merged(progress, parsed)
+    if issues := examine(plan, files):
+        log.info("draft_refused", issues=len(issues), files=len(files))
+        return _examined(run, progress, red_verdict(issues), files)
+    log.info("draft_parsed", files=len(files))
+    progress = progress.model_copy(update={"draft": files})
+    if not plan.enable_testing:
+        return progress, End(status=ExecutionStatus.SUCCESS)
+    if not has_python_tests(files):
+        return progress, spent(progress, "this project's tests cannot be run here: only pytest is supported")
+    return progress, Stage.SANDBOX
+
+
+def _sandbox(run: Run) -> Step:
+    files = run.progress.draft or []
+    needs = needs_of(run.plan.scaffolding.dependencies, files, settings().ptc_allowed_dependencies)
+    progress = run.progress.noting(needs.warnings)
+    if needs.unknown:
+        return _examined(run, progress, missing_verdict(needs.unknown), files)
+    try:
+        verdict, isolation = run_tests(settings(), files, needs.requirements, run.time_left())
+    except InstallError as error:
+        if not needs.drafted:
+            raise
+        return _examined(run, progress, missing_verdict([str(error)]), files)
+    return _examined(run, progress.noting(_isolation_warnings(isolation), isolation=isolation), verdict, files)
+
+
+def _answer(run: Run, providers: list[Any]) -> Answer:
+    """Return this iteration's answer: the one that is kept already, or a new one, kept as soon as it is there."""
+    name = f"{Stage.GENERATE.value}:{run.progress.iteration}"
+    if kept := store().checkpoint(run, name):
+        return Answer(**kept)
+    caller = Caller(iteration=run.progress.iteration, deadline=run.taken_at + run.seconds_left)
+    try:
+        answer = run_async(caller.ask(providers, build_prompt(run.plan, run.progress)))
+    except BaseException:
+        store().keep_usage(run, caller.calls)
+        raise
+    return Answer(**store().keep(run, name, asdict(answer), caller.calls))
+
+
+def _examined(run: Run, progress: Progress, verdict: Verdict, files: list[CodeArtifact]) -> Step:
+    """Note a verdict and decide: end the run, or let a model try once more."""
+    progress = progress.examined(verdict, files)
+    if verdict.outcome is not Outcome.PASSED and run.time_left() <= 0:
+        return progress, _out_of_time(run)
+    follows = next_step(run.plan, progress)
+    return (progress, follows) if isinstance(follows, End) else (follows, Stage.GENERATE)
+
+
+def _out_of_time(run: Run) -> End:
+    message = f"timeout_seconds={run.plan.timeout_seconds} ran out in {run.stage.value}"
+    return End(status=ExecutionStatus.TIMEOUT, message=message)
+
+
+def _remarks(answer: Answer, problems: list[str]) -> list[str]:
+    """Word what a reader of the result should know about an answer."""
+    cut = ["the model's answer was cut at its token limit"] if answer.truncated else []
+    replayed = answer.model.startswith(REPLAY_PREFIX)
+    replay = ["the code comes from the replay server's recordings, not from a model"] if replayed else []
+    return [*replay, *cut, *problems]
+
+
+def _facts(answer: Answer) -> dict[str, object]:
+    replayed = answer.model.startswith(REPLAY_PREFIX)
+    return {"provider": answer.provider, "model": answer.model} | ({"provider_mode": "replay"} if replayed else {})
+
+
+def _isolation_warnings(isolation: str) -> list[str]:
+    if isolation != "process":
+        return []
+    return [
+        "the tests ran without namespaces: limited and cleaned up, but able to read this worker's files and to "
+        "use its network"
+    ]

@@ -1,0 +1,45 @@
+"""The client: code that plans, such as ROMA, submits here and gets tested code back."""
+
+from ptc_contracts import (
+    ArtifactType,
+    CacheStrategy,
+    CodeArtifact,
+    ConfigurationError,
+    ExecutionStatus,
+    InvalidPlanError,
+    LLMProvider,
+    LLMUsage,
+    PTCArtifactResult,
+    PTCCacheManager,
+    PTCError,
+    PTCExecutionPlan,
+    RunNotFinishedError,
+    RunNotFoundError,
+    ScaffoldingSpec,
+    ServerUnavailableError,
+    TestResult,
+)
+from roma_bridge.client import PTC, PlanHandle, submit_plan
+
+__all__ = [
+    "PTC",
+    "ArtifactType",
+    "CacheStrategy",
+    "CodeArtifact",
+    "ConfigurationError",
+    "ExecutionStatus",
+    "InvalidPlanError",
+    "LLMProvider",
+    "LLMUsage",
+    "PTCArtifactResult",
+    "PTCCacheManager",
+    "PTCError",
+    "PTCExecutionPlan",
+    "PlanHandle",
+    "RunNotFinishedError",
+    "RunNotFoundError",
+    "ScaffoldingSpec",
+    "ServerUnavailableError",
+    "TestResult",
+    "submit_plan",
+]

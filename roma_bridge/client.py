@@ -1,0 +1,228 @@
+"""`submit_plan`: the plan goes in, a handle on its run comes back."""
+
+from __future__ import annotations
+
+import time
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+from celery import Celery
+from celery.exceptions import TimeoutError as SliceOverError
+from kombu.exceptions import OperationalError
+from pydantic import ValidationError
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import RedisError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+
+from ptc_contracts import (
+    ExecutionStatus,
+    InvalidPlanError,
+    PTCArtifactResult,
+    PTCExecutionPlan,
+    RunNotFinishedError,
+    ServerUnavailableError,
+)
+from ptc_contracts.keys import cache_key
+from ptc_contracts.runs import RunState, RunStatus, RunStore
+from ptc_contracts.settings import RedisSettings
+from ptc_contracts.stages import CELERY_SETTINGS, Stage, stage_message
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+SLICE_SECONDS = 2.0
+"""How long `get` listens before it looks at the record: a message on its way can be lost, the record cannot."""
+
+_RETRY_PAUSE = 0.5
+_AWAY = (RedisConnectionError, RedisTimeoutError, OperationalError, OSError)
+
+
+@dataclass(frozen=True)
+class PTC:
+    """One PTC installation: the Redis database that its workers serve."""
+
+    settings: RedisSettings = field(default_factory=RedisSettings.from_environment)
+
+    def submit(self, plan: PTCExecutionPlan | Mapping[str, Any] | str) -> PlanHandle:
+        """Submit a plan: a model, a dict or JSON.
+
+        A cached result answers at once, an equal plan that is running is joined, and otherwise a new run is
+        made and its message sent.
+
+        Raises:
+            InvalidPlanError: the plan breaks the contract; every field that does is named.
+            ServerUnavailableError: Redis cannot be reached; nothing was submitted, or the next submission of
+                the same plan finds what was.
+        """
+        checked = read_plan(plan)
+        try:
+            submission = self.store.submit(checked)
+        except _AWAY as error:
+            raise self._unavailable(error) from error
+        if submission.unpublished:
+            # A run without its message is published by the workers' recovery; the caller need not know.
+            with suppress(*_AWAY):
+                self._publish(submission.run_id, cache_key(checked))
+        return PlanHandle(ptc=self, plan=checked, run_id=submission.run_id, joined=submission.joined, _hit=submission.hit)
+
+    @property
+    def store(self) -> RunStore:
+        """The run records."""
+        return _store(self.settings)
+
+    @property
+    def app(self) -> Celery:
+        """A Celery application for sending and for following; tasks are sent by name."""
+        return _app(self.settings)
+
+    def _publish(self, run_id: str, key: str) -> None:
+        self.app.send_task(**stage_message(Stage.GENERATE, run_id, key, iteration=1))
+        self.store.mark_published(run_id)
+
+    def _unavailable(self, error: Exception) -> ServerUnavailableError:
+        return ServerUnavailableError(
+            f"Redis at {self.settings.shown} cannot be reached ({type(error).__name__}): start it, or set REDIS_URL"
+        )
+
+
+@dataclass(frozen=True)
+class PlanHandle:
+    """Follows one submitted plan to its result."""
+
+    ptc: PTC = field(repr=False)
+    plan: PTCExecutionPlan = field(repr=False)
+    run_id: str
+    """The run that works on the plan; empty when the cache answered."""
+    joined: bool = False
+    """Whether the run was started by somebody else's submission."""
+    _hit: PTCArtifactResult | None = field(default=None, repr=False)
+
+    @property
+    def key(self) -> str:
+        """The plan's cache key."""
+        return cache_key(self.plan)
+
+    @property
+    def from_cache(self) -> bool:
+        """Whether the cache answered, so that there is no run."""
+        return self._hit is not None
+
+    def ready(self) -> bool:
+        """Tell whether the result is there."""
+        return self._hit is not None or self.status().state is RunState.ENDED
+
+    def status(self) -> RunStatus:
+        """Tell where the run is.
+
+        Raises:
+            RunNotFoundError: its record has expired.
+            ServerUnavailableError: Redis cannot be reached.
+        """
+        if self._hit is not None:
+            return RunStatus(
+                run_id="",
+                state=RunState.ENDED,
+                stage=Stage.GENERATE,
+                iteration=0,
+                max_iterations=self.plan.max_iterations,
+                status=ExecutionStatus.CACHE_HIT,
+            )
+        try:
+            return self.ptc.store.status(self.run_id)
+        except _AWAY as error:
+            raise self.ptc._unavailable(error) from error  # noqa: SLF001 one room
+
+    def get(self, timeout: float | None = None) -> PTCArtifactResult:
+        """Wait for the result, at most `timeout` seconds.
+
+        A plan that failed is returned, not raised. The wait survives an outage of Redis; a run that is past
+        its deadline while no worker is there is ended from here.
+
+        Raises:
+            RunNotFinishedError: the time is over; the run goes on.
+            RunNotFoundError: the run's record has expired.
+            ServerUnavailableError: the time is over, and Redis cannot be reached.
+        """
+        if self._hit is not None:
+            return self._hit
+        deadline = None if timeout is None else time.monotonic() + timeout
+        away: Exception | None = None
+        while True:
+            left = SLICE_SECONDS if deadline is None else min(SLICE_SECONDS, deadline - time.monotonic())
+            try:
+                result = self._listen(left) or self.ptc.store.end_if_overdue(self.run_id)
+                away = None
+            except _AWAY as error:
+                result, away = None, error
+                time.sleep(max(0.0, min(_RETRY_PAUSE, left)))
+            if result is not None:
+                return self._as_ours(result)
+            if deadline is not None and time.monotonic() >= deadline:
+                if away is not None:
+                    raise self.ptc._unavailable(away) from away  # noqa: SLF001 one room
+                raise RunNotFinishedError(f"run {self.run_id} did not end within {timeout:g} s; it goes on")
+
+    def _listen(self, seconds: float) -> PTCArtifactResult | None:
+        """Wait a moment for Celery's result; whatever it says or misses, the record decides."""
+        if (result := self.ptc.store.result(self.run_id)) is not None or seconds <= 0:
+            return result
+        pending = self.ptc.app.AsyncResult(self.run_id)
+        try:
+            pending.get(timeout=seconds, propagate=False)
+        except SliceOverError:
+            pass
+        finally:
+            pending.backend.remove_pending_result(pending)
+        return self.ptc.store.result(self.run_id)
+
+    def _as_ours(self, result: PTCArtifactResult) -> PTCArtifactResult:
+        """Give the run's result to this caller: who joined pays nothing, so that sums count nothing twice."""
+        update: dict[str, Any] = {"execution_id": self.plan.execution_id}
+        if self.joined:
+            update |= {"llm_usage": [], "metadata": {**result.metadata, "joined_run": self.run_id}}
+        return result.model_copy(update=update)
+
+
+def submit_plan(plan: PTCExecutionPlan | Mapping[str, Any] | str) -> PlanHandle:
+    """Submit a plan to the installation that the environment names (`REDIS_URL`).
+
+    Raises:
+        InvalidPlanError: the plan breaks the contract.
+        ServerUnavailableError: Redis cannot be reached.
+        ConfigurationError: `REDIS_URL` or one of its companions cannot be understood.
+    """
+    return PTC().submit(plan)
+
+
+def read_plan(plan: PTCExecutionPlan | Mapping[str, Any] | str | bytes) -> PTCExecutionPlan:
+    """Read a plan.
+
+    Raises:
+        InvalidPlanError: with a line for every field that breaks the contract.
+    """
+    try:
+        if isinstance(plan, str | bytes):
+            return PTCExecutionPlan.model_validate_json(plan)
+        return PTCExecutionPlan.model_validate(plan)
+    except ValidationError as error:
+        lines = [f"{_place(e['loc'])}: {e['msg'].removeprefix('Value error, ')}" for e in error.errors()]
+        raise InvalidPlanError("\n".join(lines)) from None
+
+
+def _place(location: tuple[int | str, ...]) -> str:
+    path = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location)
+    return path.removeprefix(".") or "plan"
+
+
+@cache
+def _store(settings: RedisSettings) -> RunStore:
+    return RunStore.connect(settings)
+
+
+@cache
+def _app(settings: RedisSettings) -> Celery:
+    app = Celery("ptc-client", broker=settings.celery_url, backend=settings.celery_url, set_as_current=False)
+    app.conf.update(CELERY_SETTINGS)
+    return app
