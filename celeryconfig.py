@@ -22,7 +22,6 @@ result_backend = _redis.celery_url
 
 # What client and worker must agree on stands in the contracts; queues and routes follow from the stages.
 globals().update(CELERY_SETTINGS)
-task_queues = {stage.value: {} for stage in Stage}
 task_routes = {stage.task_name: {"queue": stage.value} for stage in Stage}
 
 # The run record is the truth and a message only a hint: a message that comes twice finds its run taken or

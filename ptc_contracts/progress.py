@@ -70,6 +70,21 @@ class Attempt(BaseModel):
     """What became of them."""
 
 
+class IterationNote(BaseModel):
+    """What became of one iteration, for whoever watches."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
+    iteration: int
+    """Which one, from 1."""
+    outcome: Outcome
+    """What became of its draft."""
+    passed: int = 0
+    """Tests that passed."""
+    failed: int = 0
+    """Tests that did not."""
+
+
 class ModelCall(BaseModel):
     """One call of a model that was, or may have been, billed."""
 
@@ -110,6 +125,8 @@ class Progress(BaseModel):
     """The files that wait for their verdict."""
     best: Attempt | None = None
     """The best examined draft so far; the next iteration starts from it."""
+    history: list[IterationNote] = Field(default_factory=list)
+    """What became of each iteration so far."""
     warnings: list[str] = Field(default_factory=list)
     """What the result's reader should know."""
     facts: dict[str, Any] = Field(default_factory=dict)
@@ -119,7 +136,20 @@ class Progress(BaseModel):
         """Note a verdict; of two equally good drafts the newer one is kept."""
         attempt = Attempt(iteration=self.iteration, files=files, verdict=verdict)
         better = self.best is None or verdict.score >= self.best.verdict.score
-        return self.model_copy(update={"draft": None, "best": attempt if better else self.best})
+        tests = verdict.test_results
+        note = IterationNote(
+            iteration=self.iteration,
+            outcome=verdict.outcome,
+            passed=tests.tests_passed if tests else 0,
+            failed=tests.tests_failed if tests else 0,
+        )
+        return self.model_copy(
+            update={
+                "draft": None,
+                "best": attempt if better else self.best,
+                "history": [*self.history, note],
+            }
+        )
 
     def noting(self, warnings: Iterable[str] = (), **facts: object) -> Progress:
         """Add warnings, each once, and facts."""
@@ -189,6 +219,7 @@ def conclude(
         metadata={
             "run_id": run_id,
             **progress.facts,
+            "history": [note.model_dump(mode="json") for note in progress.history],
             **tests,
             **({"calls_with_estimated_tokens": estimated} if estimated else {}),
         },

@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 from enum import Enum
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
+from pydantic import TypeAdapter
 from redis import Redis
 from redis.backoff import ExponentialBackoff
 from redis.retry import Retry
@@ -37,7 +38,7 @@ from ptc_contracts.keys import (
     usage_key,
 )
 from ptc_contracts.plan import CacheStrategy, PTCExecutionPlan
-from ptc_contracts.progress import ModelCall, Progress, conclude
+from ptc_contracts.progress import IterationNote, ModelCall, Progress, conclude
 from ptc_contracts.result import ExecutionStatus, PTCArtifactResult
 from ptc_contracts.stages import Stage
 
@@ -63,6 +64,8 @@ RETRY_TTL_SECONDS = 15 * 60
 
 OVERDUE_GRACE_MS = 10_000
 """How far past its deadline a run must be before a waiting client ends it in a worker's stead."""
+
+_HISTORY = TypeAdapter(list[IterationNote])
 
 _NOW = "local t = redis.call('TIME'); local now = t[1] * 1000 + math.floor(t[2] / 1000)\n"
 
@@ -175,11 +178,11 @@ return {(h[1] == 'running' and h[2] == ARGV[1]) and 1 or 0, kept}
 """
 
 _HAND_OVER = _NOW + """
--- KEYS: run, active   ARGV: run id, fence, stage, progress, iteration
+-- KEYS: run, active   ARGV: run id, fence, stage, progress, iteration, history
 local h = redis.call('HMGET', KEYS[1], 'state', 'fence')
 if h[1] ~= 'running' or h[2] ~= ARGV[2] then return 0 end
 redis.call('HSET', KEYS[1], 'state', 'queued', 'stage', ARGV[3], 'progress', ARGV[4], 'iteration', ARGV[5])
-redis.call('HSET', KEYS[1], 'published', 0)
+redis.call('HSET', KEYS[1], 'published', 0, 'history', ARGV[6])
 redis.call('ZADD', KEYS[2], now, ARGV[1])
 return 1
 """
@@ -223,6 +226,8 @@ class RunStatus:
     max_iterations: int
     status: ExecutionStatus | None
     """How it ended; None while it goes on."""
+    history: tuple[IterationNote, ...] = ()
+    """What became of each iteration so far."""
 
     @property
     def progress(self) -> float:
@@ -311,9 +316,9 @@ class RunStore:
                 settings.url,
                 socket_timeout=10,
                 socket_connect_timeout=3,
-                socket_keepalive=True,
                 health_check_interval=30,
                 retry=Retry(ExponentialBackoff(cap=0.5, base=0.05), 3),
+                **({} if settings.url.startswith("unix:") else {"socket_keepalive": True}),
             )
         )
 
@@ -386,8 +391,9 @@ class RunStore:
         Raises:
             RunNotFoundError: there is no such run, or no longer.
         """
-        fields = ("state", "stage", "iteration", "max_iterations", "status")
-        state, stage, iteration, most, status = _optional_texts(self.redis.hmget(run_key(run_id), fields))
+        fields = ("state", "stage", "iteration", "max_iterations", "status", "history")
+        kept = _optional_texts(self.redis.hmget(run_key(run_id), fields))
+        state, stage, iteration, most, status, history = kept
         if state is None:
             raise _not_found(run_id)
         return RunStatus(
@@ -397,6 +403,7 @@ class RunStore:
             iteration=int(iteration or 1),
             max_iterations=int(most or 1),
             status=ExecutionStatus(status) if status else None,
+            history=tuple(_HISTORY.validate_json(history or "[]")),
         )
 
     def result(self, run_id: str) -> PTCArtifactResult | None:
@@ -484,7 +491,14 @@ class RunStore:
         """
         done = self._hand_over(
             keys=[run_key(run.run_id), ACTIVE_RUNS],
-            args=[run.run_id, run.fence, stage.value, progress.model_dump_json(), progress.iteration],
+            args=[
+                run.run_id,
+                run.fence,
+                stage.value,
+                progress.model_dump_json(),
+                progress.iteration,
+                _HISTORY.dump_json(progress.history),
+            ],
         )
         if not done:
             raise LeaseLostError(run.run_id)

@@ -40,6 +40,8 @@ CELERY_SETTINGS: dict[str, Any] = {
     "accept_content": ["json"],
     "result_accept_content": ["json"],
     "task_default_queue": Stage.GENERATE.value,
+    "task_queues": {stage.value: {"exchange": "ptc", "routing_key": stage.value} for stage in Stage},
+    "task_create_missing_queues": False,
     "broker_transport_options": {"global_keyprefix": "ptc:broker:"},
     "result_backend_transport_options": {"global_keyprefix": "ptc:results:"},
 }

@@ -6,7 +6,7 @@ stage pays for is kept before anything else happens to it, so that whoever repea
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import structlog
@@ -40,23 +40,41 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
+
+@dataclass(frozen=True)
+class Ended:
+    """A result on its way into Celery's backend; its `repr`, which events and Flower show, tells no content."""
+
+    result: PTCArtifactResult
+
+    def __repr__(self) -> str:
+        tests = self.result.test_results
+        counts = f", {tests.tests_passed} passed, {tests.tests_failed} failed" if tests else ""
+        used, files = self.result.iterations_used, len(self.result.artifacts)
+        return f"{self.result.status.value}: iteration {used}, {files} files{counts}"
+
+    def __json__(self) -> dict[str, Any]:
+        """Serialise as the wire form; kombu's JSON encoder asks for this."""
+        return self.result.model_dump(mode="json")
+
+
 Step = tuple["Progress", Stage | End]
 """What a stage leaves: how far the run has come, and where it goes from here."""
 
 
 @app.task(name=Stage.GENERATE.task_name)
-def generate(run_id: str) -> dict[str, Any]:
+def generate(run_id: str) -> Ended:
     """Ask a model for the next draft and examine it without running it."""
     return _work(run_id, Stage.GENERATE, _generate)
 
 
 @app.task(name=Stage.SANDBOX.task_name)
-def sandbox(run_id: str) -> dict[str, Any]:
+def sandbox(run_id: str) -> Ended:
     """Run the draft's tests in isolation and decide what follows."""
     return _work(run_id, Stage.SANDBOX, _sandbox)
 
 
-def _work(run_id: str, stage: Stage, step: Callable[[Run], Step]) -> dict[str, Any]:
+def _work(run_id: str, stage: Stage, step: Callable[[Run], Step]) -> Ended:
     """Take the run, do the stage, and move the run on; return its result if it has ended.
 
     A message whose run is held, elsewhere or gone has done its duty: it is acknowledged and forgotten.
@@ -66,7 +84,7 @@ def _work(run_id: str, stage: Stage, step: Callable[[Run], Step]) -> dict[str, A
         log.info("message_ignored", run=run_id, stage=stage.value, reason=run.reason)
         if run.result is None:
             raise Ignore
-        return run.result.model_dump(mode="json")
+        return Ended(run.result)
     context = {"run": run_id, "key": run.key, "stage": stage.value, "iteration": run.progress.iteration}
     with structlog.contextvars.bound_contextvars(**context), leases().holding(run):
         try:
@@ -79,7 +97,7 @@ def _work(run_id: str, stage: Stage, step: Callable[[Run], Step]) -> dict[str, A
             raise Ignore from None
 
 
-def _finish(run: Run, progress: Progress, follows: Stage | End) -> dict[str, Any]:
+def _finish(run: Run, progress: Progress, follows: Stage | End) -> Ended:
     """End the run, or hand it over: the task id is kept, so that one `AsyncResult` follows it to its end."""
     if isinstance(follows, Stage):
         store().hand_over(run, follows, progress)
@@ -88,7 +106,7 @@ def _finish(run: Run, progress: Progress, follows: Stage | End) -> dict[str, Any
         raise Ignore
     result = store().finish(run, follows.status, progress=progress, error_message=follows.message)
     log.info("run_ended", status=result.status.value, seconds=round(result.duration_seconds, 2))
-    return result.model_dump(mode="json")
+    return Ended(result)
 
 
 def _guarded(step: Callable[[Run], Step], run: Run) -> Step:

@@ -28,6 +28,7 @@ from ptc_contracts.keys import cache_key
 from ptc_contracts.runs import RunState, RunStatus, RunStore
 from ptc_contracts.settings import RedisSettings
 from ptc_contracts.stages import CELERY_SETTINGS, Stage, stage_message
+from roma_bridge.defaults import with_defaults
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -53,10 +54,11 @@ class PTC:
 
         Raises:
             InvalidPlanError: the plan breaks the contract; every field that does is named.
+            ConfigurationError: a default from the environment does not fit the plan.
             ServerUnavailableError: Redis cannot be reached; nothing was submitted, or the next submission of
                 the same plan finds what was.
         """
-        checked = read_plan(plan)
+        checked = with_defaults(read_plan(plan))
         try:
             submission = self.store.submit(checked)
         except _AWAY as error:

@@ -1,0 +1,261 @@
+"""`ptc-enqueue`: submit a plan file, watch it, and get the files."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+import time
+from contextlib import ExitStack, contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn, TextIO
+
+import click
+from dotenv import load_dotenv
+
+from ptc_contracts import (
+    ConfigurationError,
+    ExecutionStatus,
+    InvalidPlanError,
+    PTCArtifactResult,
+    PTCError,
+    RunNotFinishedError,
+    ServerUnavailableError,
+)
+from ptc_contracts.progress import IterationNote, Outcome
+from ptc_contracts.runs import RunState
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from ptc_contracts.runs import RunStatus
+    from roma_bridge.client import PlanHandle
+    from roma_bridge.local import LocalStack
+
+EXIT_CODES = {
+    0: "the plan ended as SUCCESS or CACHE_HIT (with --no-wait: it was submitted)",
+    1: "PARTIAL_SUCCESS: there is code, but its tests are not green",
+    2: "the command line, the plan file or a setting is wrong",
+    3: "FAILURE: no usable code",
+    4: "TIMEOUT: the plan's time ran out",
+    5: "Redis cannot be reached",
+    6: "the run goes on: --timeout was over",
+    7: "the files cannot be written",
+    130: "interrupted; the run goes on (with --local: it is left for the next --local)",
+}
+
+_STATUS_EXIT = {
+    ExecutionStatus.SUCCESS: 0,
+    ExecutionStatus.CACHE_HIT: 0,
+    ExecutionStatus.PARTIAL_SUCCESS: 1,
+    ExecutionStatus.FAILURE: 3,
+    ExecutionStatus.TIMEOUT: 4,
+}
+_ERROR_EXIT = {ServerUnavailableError: 5, RunNotFinishedError: 6}
+
+_GLANCE_SECONDS = 0.1
+_NO_WORKER_SECONDS = 3.0
+
+
+@click.command(epilog="\b\nExit codes:\n" + "\n".join(f"{code:4} {meaning}" for code, meaning in EXIT_CODES.items()))
+@click.argument("plan", type=click.File("rb"))
+@click.option("--output", type=click.Path(path_type=Path, file_okay=False), help="Write the files below this directory (default: one named after the run).")
+@click.option("--force", is_flag=True, help="Replace files that exist in the output directory.")
+@click.option("--no-wait", is_flag=True, help="Submit, print the run's id and return.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on standard output, and write no files unless --output is given.")
+@click.option("--timeout", type=click.FloatRange(min=0), help="Wait at most so many seconds; the run goes on.")
+@click.option("--local", is_flag=True, help="Do it all here: start a server (unless REDIS_URL is set) and a worker for the time of this command.")
+@click.option("--replay", type=click.Path(path_type=Path, exists=True), help="With --local: answer from recordings instead of asking a model.")
+@click.version_option(version("ptc-worker"), prog_name="ptc-enqueue")
+@click.help_option("-h", "--help")
+def enqueue(
+    plan: TextIO,
+    output: Path | None,
+    *,
+    force: bool,
+    no_wait: bool,
+    as_json: bool,
+    timeout: float | None,
+    local: bool,
+    replay: Path | None,
+) -> None:
+    """Submit PLAN, a JSON file or - for standard input, wait for it, and write the files it made.
+
+    Settings come from the environment and from .env in the working directory. Progress goes to standard
+    error, the summary or the JSON to standard output.
+    """
+    load_dotenv(Path.cwd() / ".env")
+    if replay and not local:
+        raise click.UsageError("--replay needs --local: a worker that runs elsewhere has its own settings")
+    if local and no_wait:
+        raise click.UsageError("--local and --no-wait exclude each other: the worker ends with this command")
+    text = plan.read()
+    with _plain_errors(), _interruptible(), ExitStack() as stack:
+        from roma_bridge.client import PTC, read_plan  # Celery takes 0.2 s: not for --help
+
+        checked = read_plan(text)
+        here: LocalStack | None = None
+        if local:
+            from roma_bridge.local import local_stack
+
+            here = stack.enter_context(local_stack(replay))
+        handle = (here.ptc if here else PTC()).submit(checked)
+        if no_wait:
+            _tell_submission(handle, as_json=as_json)
+            return
+        result = _follow(handle, timeout, here)
+        if as_json:
+            click.echo(result.model_dump_json(indent=2))
+        folder = output or (None if as_json else Path(handle.run_id or f"{handle.key}-cached"))
+        if folder is not None and result.artifacts:
+            from roma_bridge.files import write_files
+
+            write_files(result, folder, overwrite=force)
+        if not as_json:
+            click.echo(summary(result, folder))
+    sys.exit(_STATUS_EXIT[result.status])
+
+
+def _follow(handle: PlanHandle, timeout: float | None, here: LocalStack | None) -> PTCArtifactResult:
+    """Wait for the result, with a line for every step on the way."""
+    watch = _Watch()
+    watch.say(_submission_line(handle))
+    asked_for_workers = here is not None
+    while not handle.from_cache:
+        if here:
+            here.check()
+        status = handle.status()
+        watch.tell(status)
+        if status.state is RunState.ENDED or (timeout is not None and watch.seconds >= timeout):
+            break
+        if not asked_for_workers and status.state is RunState.QUEUED and watch.seconds > _NO_WORKER_SECONDS:
+            asked_for_workers = True
+            if not handle.ptc.app.control.ping(timeout=1.0):
+                watch.say("no worker answers; start one with: celery -A ptc_worker worker")
+        time.sleep(_GLANCE_SECONDS)
+    result = handle.get(timeout=0)
+    watch.tell_history([IterationNote.model_validate(note) for note in result.metadata.get("history", [])])
+    return result
+
+
+class _Watch:
+    """Prints what is new since the last look, each line with the time since the start."""
+
+    def __init__(self) -> None:
+        self._started = time.monotonic()
+        self._last = ""
+        self._told = 0
+
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self._started
+
+    def say(self, line: str) -> None:
+        stamp = click.style(f"[{self.seconds:6.1f} s]", dim=True)
+        click.echo(f"{stamp} {line}", err=True)
+
+    def tell(self, status: RunStatus) -> None:
+        self.tell_history(status.history)
+        line = _status_line(status)
+        if line != self._last and status.state is not RunState.ENDED:
+            self.say(line)
+            self._last = line
+
+    def tell_history(self, history: Sequence[IterationNote]) -> None:
+        for note in history[self._told :]:
+            counts = f": {note.passed} passed, {note.failed} failed" if note.passed or note.failed else ""
+            colour = "green" if note.outcome is Outcome.PASSED else "red"
+            self.say(f"iteration {note.iteration}: " + click.style(note.outcome.value + counts, fg=colour))
+        self._told = max(self._told, len(history))
+
+
+def _submission_line(handle: PlanHandle) -> str:
+    if handle.from_cache:
+        return f"plan {handle.key}: the cache answers"
+    return f"run {handle.run_id}: {'joined, it was under way' if handle.joined else 'submitted'}"
+
+
+def _status_line(status: RunStatus) -> str:
+    doing = {
+        (RunState.QUEUED, "generate"): "waits for a model",
+        (RunState.RUNNING, "generate"): "a model writes",
+        (RunState.QUEUED, "sandbox"): "waits for a sandbox",
+        (RunState.RUNNING, "sandbox"): "its tests run",
+    }.get((status.state, status.stage.value), "")
+    return f"iteration {status.iteration} of {status.max_iterations}: {doing}"
+
+
+def _tell_submission(handle: PlanHandle, *, as_json: bool) -> None:
+    facts = {"run_id": handle.run_id, "key": handle.key, "joined": handle.joined, "from_cache": handle.from_cache}
+    click.echo(json.dumps(facts) if as_json else handle.run_id or _submission_line(handle))
+
+
+def summary(result: PTCArtifactResult, folder: Path | None) -> str:
+    """Word a result for people: status, files, tests, tokens, cost, and where the files are."""
+    colour = "green" if result.success else "red" if not result.artifacts else "yellow"
+    lines = [click.style(result.status.value, fg=colour, bold=True) + f" in {result.duration_seconds:.1f} s, "
+             f"{result.iterations_used} iteration{'s' if result.iterations_used != 1 else ''}"]
+    if result.error_message:
+        lines.append(f"  error     {result.error_message}")
+    lines += [f"  warning   {warning}" for warning in result.warnings]
+    if tests := result.test_results:
+        isolation = result.metadata.get("isolation")
+        lines.append(f"  tests     {tests.tests_passed} passed, {tests.tests_failed} failed"
+                     f"{f' (isolation: {isolation})' if isolation else ''}")
+        marks = {"passed": click.style("✓", fg="green")}
+        for test in result.metadata.get("tests", []):
+            mark = marks.get(test["outcome"], click.style("✗", fg="red"))
+            lines.append(f"            {mark} {test['id']}" + ("" if test["outcome"] == "passed" else f" ({test['outcome']})"))
+    if result.artifacts and folder is not None:
+        lines.append(f"  files     {len(result.artifacts)} in {folder}/")
+        lines += [f"            {artifact.file_path}" for artifact in result.artifacts]
+    lines += [
+        f"  model     {usage.provider} {usage.model}: {usage.total_tokens:,} tokens in {usage.api_calls} calls, "
+        + ("price unknown" if usage.cost_usd is None else f"${usage.cost_usd:.4f}")
+        for usage in result.llm_usage
+    ]
+    if result.from_cache:
+        lines.append(f"  saved     {result.metadata.get('saved_tokens', 0):,} tokens, "
+                     f"${result.metadata.get('saved_cost_usd', 0):.4f}")
+    return "\n".join(lines)
+
+
+@contextmanager
+def _plain_errors() -> Iterator[None]:
+    """Print what PTC raises on purpose as a message with its exit code; anything else is a bug and is shown."""
+    try:
+        yield
+    except InvalidPlanError as error:
+        _fail("the plan is not valid:\n" + "\n".join(f"  {line}" for line in str(error).splitlines()), 2)
+    except PTCError as error:
+        from roma_bridge.files import UnwritableError
+
+        code = 7 if isinstance(error, UnwritableError) else _ERROR_EXIT.get(type(error), 2)
+        _fail(str(error), code)
+    except KeyboardInterrupt:
+        _fail("interrupted", 130)
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Let SIGTERM clean up as Ctrl-C does."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    click.echo(click.style("ptc-enqueue: ", fg="red") + message, err=True)
+    sys.exit(code)
+
+
+def main() -> None:
+    """Run the command."""
+    enqueue.main(prog_name="ptc-enqueue")
+
+
+if __name__ == "__main__":
+    main()
