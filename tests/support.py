@@ -1,0 +1,44 @@
+"""What tests of every tier build on: plans, answers, and a replay server inside the test process."""
+
+from __future__ import annotations
+
+import threading
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from ptc_contracts import PTCExecutionPlan
+from ptc_contracts.keys import content_id
+from ptc_worker.llm.replay.server import ReplayServer
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+def make_plan(description: str = "Build API", **fields: Any) -> PTCExecutionPlan:
+    """Make a plan; fields of the scaffolding may be given beside the plan's own."""
+    spec_fields = {"requirements", "architecture", "dependencies", "file_structure", "context"}
+    spec = {name: fields.pop(name) for name in spec_fields & fields.keys()}
+    fields.setdefault("execution_id", "test")
+    return PTCExecutionPlan(scaffolding={"task_description": description, **spec}, **fields)
+
+
+def answer_with(**files: str) -> str:
+    """Write a model's answer; a name's double underscores stand for slashes and its last one for the dot."""
+    return "\n".join(
+        f'<file path="{name.replace("__", "/").replace("_py", ".py")}">\n{content}\n</file>'
+        for name, content in files.items()
+    )
+
+
+@contextmanager
+def replaying(*recordings: tuple[PTCExecutionPlan, list[str]], **options: Any) -> Iterator[ReplayServer]:
+    """Serve recorded answers for the time of the block."""
+    server = ReplayServer({content_id(plan): answers for plan, answers in recordings}, **options)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
+    thread.start()
+    try:
+        yield server
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
