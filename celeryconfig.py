@@ -17,6 +17,8 @@ try:
 except ConfigurationError as error:
     raise SystemExit(f"ptc-worker: {error}") from None
 
+_over_network = not _redis.url.startswith("unix:")  # redis-py refuses keepalive for a socket file
+
 broker_url = _redis.celery_url
 result_backend = _redis.celery_url
 
@@ -32,12 +34,12 @@ worker_prefetch_multiplier = 1  # a message that waits in a busy worker could be
 broker_transport_options = {
     **CELERY_SETTINGS["broker_transport_options"],
     "visibility_timeout": 2 * 3600,  # twice the longest run: nothing comes back while its worker lives
-    "socket_keepalive": True,
+    "socket_keepalive": _over_network,
     "health_check_interval": 30,
 }
 broker_connection_max_retries = None  # a worker outlives any outage of its server
 broker_connection_retry_on_startup = True
-redis_socket_keepalive = True
+redis_socket_keepalive = _over_network
 redis_backend_health_check_interval = 30
 result_expires = 24 * 3600  # as long as the record (ptc_contracts.runs.RESULT_TTL_SECONDS)
 

@@ -132,6 +132,11 @@ def callers_key(run_id: str) -> str:
     return f"ptc:run:{run_id}:callers"
 
 
+def ended_channel(run_id: str) -> str:
+    """Where a run's end is announced: a pub/sub channel."""
+    return f"ptc:run:{run_id}:ended"
+
+
 def claim_key(key: str, plan_digest: str) -> str:
     """Where the id of the run that is working on a plan lies: a string, present while that run goes on."""
     return f"ptc:claim:{key}:{plan_digest}"

@@ -112,14 +112,19 @@ def _require_json(value: object, where: str, depth: int = 0) -> None:
     elif isinstance(value, list | tuple):
         for index, item in enumerate(value):
             _require_json(item, f"{where}[{index}]", depth + 1)
-    elif isinstance(value, str):
-        if not _is_utf8(value):
-            raise ValueError(f"{where} is not JSON: {value!r} is not valid Unicode")
-    elif isinstance(value, float):
-        if not isfinite(value):
-            raise ValueError(f"{where} is not JSON: {value} is not a JSON number")
-    elif value is not None and not isinstance(value, bool | int):
-        raise ValueError(f"{where} is not JSON: {type(value).__name__} has no JSON form")
+    elif reason := _not_json(value):
+        raise ValueError(f"{where} is not JSON: {reason}")
+
+
+def _not_json(value: object) -> str | None:
+    match value:
+        case str() if not _is_utf8(value):
+            return f"{value!r} is not valid Unicode"
+        case float() if not isfinite(value):
+            return f"{value} is not a JSON number"
+        case None | str() | float() | int():
+            return None
+    return f"{type(value).__name__} has no JSON form"
 
 
 def _is_utf8(text: str) -> bool:

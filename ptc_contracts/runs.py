@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import time
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import Enum
@@ -31,6 +32,7 @@ from ptc_contracts.keys import (
     checkpoints_key,
     claim_key,
     digest,
+    ended_channel,
     exec_key,
     meta_key,
     new_run_id,
@@ -43,7 +45,7 @@ from ptc_contracts.result import ExecutionStatus, PTCArtifactResult
 from ptc_contracts.stages import Stage
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable, Iterator
 
     from ptc_contracts.settings import RedisSettings
 
@@ -69,7 +71,9 @@ _HISTORY = TypeAdapter(list[IterationNote])
 
 _NOW = "local t = redis.call('TIME'); local now = t[1] * 1000 + math.floor(t[2] / 1000)\n"
 
-_SUBMIT = _NOW + """
+_SUBMIT = (
+    _NOW
+    + """
 -- KEYS: run, callers, claim, attempt, active, stats, then the meta key of each cache entry that was looked at
 -- ARGV: run id, exclusive ('1' = joins none), n fields, field/value pairs…, seen metas…
 -- Returns: what was done, run id, whether somebody else started it, whether its message was sent
@@ -105,8 +109,11 @@ if ARGV[2] ~= '1' then redis.call('SET', KEYS[3], ARGV[1]) end
 redis.call('ZADD', KEYS[5], now, ARGV[1])
 return answer('new', ARGV[1])
 """
+)
 
-_BEGIN = _NOW + """
+_BEGIN = (
+    _NOW
+    + """
 -- KEYS: run, active   ARGV: run id, stage, lease ms
 local h = redis.call('HMGET', KEYS[1], 'state', 'stage', 'lease_until', 'started_at', 'timeout_ms')
 if not h[1] then return {'gone'} end
@@ -120,8 +127,11 @@ if not h[4] then redis.call('HSET', KEYS[1], 'started_at', now, 'deadline_at', n
 redis.call('ZADD', KEYS[2], lease, ARGV[1])
 return {'ok', now, redis.call('HGETALL', KEYS[1])}
 """
+)
 
-_RENEW = _NOW + """
+_RENEW = (
+    _NOW
+    + """
 -- KEYS: active   ARGV: lease ms, then run id and fence of each run; returns the ids that are held no more
 local lost, lease = {}, now + tonumber(ARGV[1])
 for i = 2, #ARGV, 2 do
@@ -136,6 +146,7 @@ for i = 2, #ARGV, 2 do
 end
 return lost
 """
+)
 
 _PUBLISHED = """
 -- KEYS: run, active   ARGV: run id. A queued run whose message was sent is overdue no more: it merely waits.
@@ -144,7 +155,9 @@ redis.call('HSET', KEYS[1], 'published', 1)
 return redis.call('ZADD', KEYS[2], 'XX', 'inf', ARGV[1])
 """
 
-_RECLAIM = _NOW + """
+_RECLAIM = (
+    _NOW
+    + """
 -- KEYS: active   ARGV: grace ms, most. Returns id, stage, key and iteration of each run that needs a message:
 -- a running one whose lease has passed, and a queued one whose message nobody has sent. Whoever asks next
 -- within the grace gets other runs, so one process at a time publishes a run.
@@ -162,6 +175,7 @@ for _, id in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', now - tonumber(
 end
 return found
 """
+)
 
 _KEEP = """
 -- KEYS: run, checkpoints, usage   ARGV: fence, checkpoint name ('' = usage only), value, then call id/JSON pairs
@@ -177,7 +191,9 @@ local h = redis.call('HMGET', KEYS[1], 'state', 'fence')
 return {(h[1] == 'running' and h[2] == ARGV[1]) and 1 or 0, kept}
 """
 
-_HAND_OVER = _NOW + """
+_HAND_OVER = (
+    _NOW
+    + """
 -- KEYS: run, active   ARGV: run id, fence, stage, progress, iteration, history
 local h = redis.call('HMGET', KEYS[1], 'state', 'fence')
 if h[1] ~= 'running' or h[2] ~= ARGV[2] then return 0 end
@@ -186,10 +202,14 @@ redis.call('HSET', KEYS[1], 'published', 0, 'history', ARGV[6])
 redis.call('ZADD', KEYS[2], now, ARGV[1])
 return 1
 """
+)
 
-_FINISH = _NOW + """
+_FINISH = (
+    _NOW
+    + """
 -- KEYS: run, checkpoints, usage, callers, claim, active, then exec and meta key of each cache entry to write
--- ARGV: run id, fence, status, result, progress, result ttl s, retry ttl s, cache ttl s, cached result, cached meta
+-- ARGV: run id, fence, status, result, progress, result ttl s, retry ttl s, cache ttl s, cached result, cached
+-- meta, channel
 local h = redis.call('HMGET', KEYS[1], 'state', 'fence', 'result')
 if not h[1] then return {'gone', ''} end
 if h[1] == 'ended' then return {'ended', h[3]} end
@@ -203,8 +223,10 @@ for i = 7, #KEYS, 2 do
   redis.call('SET', KEYS[i], ARGV[9], 'EX', ARGV[8])
   redis.call('SET', KEYS[i + 1], ARGV[10], 'EX', ARGV[8])
 end
+redis.call('PUBLISH', ARGV[11], ARGV[3])
 return {'ok', ARGV[4]}
 """
+)
 
 
 class RunState(str, Enum):
@@ -346,7 +368,7 @@ class RunStore:
             "timeout_ms": plan.timeout_seconds * 1000,
             "max_iterations": plan.max_iterations,
         }
-        pairs = [item for pair in record.items() for item in pair]
+        pairs: list[Any] = [item for pair in record.items() for item in pair]
         while True:
             hit, seen = self._look(plan, names)
             if hit:
@@ -417,17 +439,29 @@ class RunStore:
             raise _not_found(run_id)
         return PTCArtifactResult.model_validate_json(result) if result else None
 
+    @contextmanager
+    def announcements(self, run_id: str) -> Iterator[Callable[[float], None]]:
+        """Listen for a run's end: the block gets a function that waits for it, at most so many seconds.
+
+        What ended before the block began is not announced again; the record tells.
+        """
+        with self.redis.pubsub() as listener:  # type: ignore[no-untyped-call]  # redis-py leaves it untyped
+            listener.subscribe(ended_channel(run_id))
+            listener.get_message(timeout=None)  # the server's confirmation: from here on nothing is missed
+
+            def wait(seconds: float) -> None:
+                listener.get_message(timeout=seconds)
+
+            yield wait
+
     def end_if_overdue(self, run_id: str) -> PTCArtifactResult | None:
         """End a run that is past its deadline and that no worker has ended; None if it is not, or goes on."""
-        record = self._record(run_id)
-        if not record:
-            raise _not_found(run_id)
-        seconds, microseconds = cast("tuple[int, int]", self.redis.time())
+        (deadline,) = _optional_texts(self.redis.hmget(run_key(run_id), ["deadline_at"]))
+        seconds, microseconds = self.redis.time()
         now = seconds * 1000 + microseconds // 1000
-        deadline = record.get("deadline_at")
         if deadline is None or now < int(deadline) + OVERDUE_GRACE_MS:
             return None
-        run = _run(record, now)
+        run = _run(self._record(run_id), now)
         message = f"timeout_seconds={run.plan.timeout_seconds} ran out while no worker was free"
         try:
             return self.finish(run, ExecutionStatus.TIMEOUT, error_message=message)
@@ -549,6 +583,7 @@ class RunStore:
                 RESULT_TTL_SECONDS,
                 RETRY_TTL_SECONDS,
                 *((write.ttl, write.result, write.meta) if write else (0, "", "")),
+                ended_channel(run.run_id),
             ],
         )
         match how.decode():
@@ -567,6 +602,8 @@ class RunStore:
 
     def _record(self, run_id: str) -> dict[str, str]:
         kept = cast("dict[bytes, bytes]", self.redis.hgetall(run_key(run_id)))
+        if not kept:
+            raise _not_found(run_id)
         return {name.decode(): value.decode() for name, value in kept.items()}
 
 

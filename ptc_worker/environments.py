@@ -66,9 +66,16 @@ def _uv(cache_dir: Path, timeout: float, *arguments: str) -> None:
     passed = {
         name: value
         for name, value in os.environ.items()
-        if name.startswith(("UV_", "SSL_CERT_")) or name.lower() in {"http_proxy", "https_proxy", "no_proxy", "all_proxy"}
+        if name.startswith(("UV_", "SSL_CERT_"))
+        or name.lower() in {"http_proxy", "https_proxy", "no_proxy", "all_proxy"}
     }
-    env = {"PATH": os.defpath, "HOME": str(cache_dir), "UV_CACHE_DIR": str(cache_dir / "uv"), "NO_COLOR": "1", **passed}
+    env = {
+        "PATH": os.defpath,
+        "HOME": str(cache_dir),
+        "UV_CACHE_DIR": str(cache_dir / "uv"),
+        "NO_COLOR": "1",
+        **passed,
+    }
     try:
         done = subprocess.run(  # noqa: S603 the installer we depend on; packages go behind --
             [find_uv_bin(), *arguments],

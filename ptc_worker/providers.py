@@ -28,7 +28,9 @@ def providers_for(plan: PTCExecutionPlan, settings: WorkerSettings) -> tuple[lis
         ways = "; or ".join(f"{variables_of(name)} for {name.value}" for name in wanted)
         raise ConfigurationError(f"no model provider of this plan is configured: set {ways}")
     warnings = [f"{name.value} was skipped: set {variables_of(name)} to use it" for name in missing]
-    opened = [_open(name, known[name], settings.ptc_max_output_tokens) for name in wanted if name not in missing]
+    opened = [
+        _open(name, known[name], settings.ptc_max_output_tokens) for name in wanted if name not in missing
+    ]
     return opened, warnings
 
 

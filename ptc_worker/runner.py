@@ -6,7 +6,6 @@ import secrets
 import threading
 import time
 from functools import cache
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import structlog
@@ -18,6 +17,7 @@ from ptc_worker.verdict import EventLog, judge
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
     from ptc_contracts import CodeArtifact
     from ptc_contracts.progress import Verdict
@@ -98,7 +98,10 @@ def _run_once(
 @cache
 def _distributions(folder: Path) -> frozenset[str]:
     """Name the pytest plugins that were asked for beside our own; they are loaded by their entry points."""
-    names = (path.name.partition("-")[0].replace("_", "-") for path in folder.glob("lib/python*/site-packages/*.dist-info"))
+    names = (
+        path.name.partition("-")[0].replace("_", "-")
+        for path in folder.glob("lib/python*/site-packages/*.dist-info")
+    )
     return frozenset(names) - {"pytest-asyncio"}
 
 

@@ -88,7 +88,9 @@ class WorkerSettings(BaseSettings):
     @field_validator("ptc_allowed_dependencies", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
-        return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+        return (
+            [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+        )
 
     @field_validator("ptc_log_level", mode="before")
     @classmethod

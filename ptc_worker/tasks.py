@@ -162,7 +162,9 @@ def _sandbox(run: Run) -> Step:
         if not needs.drafted:
             raise
         return _examined(run, progress, missing_verdict([str(error)]), files)
-    return _examined(run, progress.noting(_isolation_warnings(isolation), isolation=isolation), verdict, files)
+    return _examined(
+        run, progress.noting(_isolation_warnings(isolation), isolation=isolation), verdict, files
+    )
 
 
 def _answer(run: Run, providers: list[Any]) -> Answer:
@@ -201,15 +203,18 @@ def _remarks(answer: Answer, problems: list[str]) -> list[str]:
     return [*replay, *cut, *problems]
 
 
-def _facts(answer: Answer) -> dict[str, object]:
+def _facts(answer: Answer) -> dict[str, str]:
     replayed = answer.model.startswith(REPLAY_PREFIX)
-    return {"provider": answer.provider, "model": answer.model} | ({"provider_mode": "replay"} if replayed else {})
+    return {"provider": answer.provider, "model": answer.model} | (
+        {"provider_mode": "replay"} if replayed else {}
+    )
 
 
 def _isolation_warnings(isolation: str) -> list[str]:
-    if isolation != "process":
-        return []
-    return [
-        "the tests ran without namespaces: limited and cleaned up, but able to read this worker's files and to "
-        "use its network"
-    ]
+    return [_UNISOLATED] if isolation == "process" else []
+
+
+_UNISOLATED = (
+    "the tests ran without namespaces: limited and cleaned up, but able to read this worker's files and to use "
+    "its network"
+)

@@ -70,7 +70,11 @@ class EventLog:
         """Say what became of a test: passed, failed, error, skipped, xfailed, xpassed, notrun or hidden."""
         reports = self.phases[test]
         if any(report["outcome"] == "failed" for report in reports):
-            return "failed" if any(r["outcome"] == "failed" and r["when"] == "call" for r in reports) else "error"
+            return (
+                "failed"
+                if any(r["outcome"] == "failed" and r["when"] == "call" for r in reports)
+                else "error"
+            )
         if not any(report["when"] == "teardown" for report in reports):
             return "notrun"
         xfail = any(report["xfail"] for report in reports)

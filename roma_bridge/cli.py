@@ -15,7 +15,6 @@ import click
 from dotenv import load_dotenv
 
 from ptc_contracts import (
-    ConfigurationError,
     ExecutionStatus,
     InvalidPlanError,
     PTCArtifactResult,
@@ -58,15 +57,36 @@ _GLANCE_SECONDS = 0.1
 _NO_WORKER_SECONDS = 3.0
 
 
-@click.command(epilog="\b\nExit codes:\n" + "\n".join(f"{code:4} {meaning}" for code, meaning in EXIT_CODES.items()))
+@click.command(
+    epilog="\b\nExit codes:\n" + "\n".join(f"{code:4} {meaning}" for code, meaning in EXIT_CODES.items())
+)
 @click.argument("plan", type=click.File("rb"))
-@click.option("--output", type=click.Path(path_type=Path, file_okay=False), help="Write the files below this directory (default: one named after the run).")
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Write the files below this directory (default: one named after the run).",
+)
 @click.option("--force", is_flag=True, help="Replace files that exist in the output directory.")
 @click.option("--no-wait", is_flag=True, help="Submit, print the run's id and return.")
-@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on standard output, and write no files unless --output is given.")
-@click.option("--timeout", type=click.FloatRange(min=0), help="Wait at most so many seconds; the run goes on.")
-@click.option("--local", is_flag=True, help="Do it all here: start a server (unless REDIS_URL is set) and a worker for the time of this command.")
-@click.option("--replay", type=click.Path(path_type=Path, exists=True), help="With --local: answer from recordings instead of asking a model.")
+@click.option(
+    "--json",
+    "as_json",
+    is_flag=True,
+    help="Print the result as JSON on standard output, and write no files unless --output is given.",
+)
+@click.option(
+    "--timeout", type=click.FloatRange(min=0), help="Wait at most so many seconds; the run goes on."
+)
+@click.option(
+    "--local",
+    is_flag=True,
+    help="Do it all here: start a server (unless REDIS_URL is set) and a worker for the time of this command.",
+)
+@click.option(
+    "--replay",
+    type=click.Path(path_type=Path, exists=True),
+    help="With --local: answer from recordings instead of asking a model.",
+)
 @click.version_option(version("ptc-worker"), prog_name="ptc-enqueue")
 @click.help_option("-h", "--help")
 def enqueue(
@@ -187,26 +207,38 @@ def _status_line(status: RunStatus) -> str:
 
 
 def _tell_submission(handle: PlanHandle, *, as_json: bool) -> None:
-    facts = {"run_id": handle.run_id, "key": handle.key, "joined": handle.joined, "from_cache": handle.from_cache}
+    facts = {
+        "run_id": handle.run_id,
+        "key": handle.key,
+        "joined": handle.joined,
+        "from_cache": handle.from_cache,
+    }
     click.echo(json.dumps(facts) if as_json else handle.run_id or _submission_line(handle))
 
 
 def summary(result: PTCArtifactResult, folder: Path | None) -> str:
     """Word a result for people: status, files, tests, tokens, cost, and where the files are."""
     colour = "green" if result.success else "red" if not result.artifacts else "yellow"
-    lines = [click.style(result.status.value, fg=colour, bold=True) + f" in {result.duration_seconds:.1f} s, "
-             f"{result.iterations_used} iteration{'s' if result.iterations_used != 1 else ''}"]
+    lines = [
+        click.style(result.status.value, fg=colour, bold=True) + f" in {result.duration_seconds:.1f} s, "
+        f"{result.iterations_used} iteration{'s' if result.iterations_used != 1 else ''}"
+    ]
     if result.error_message:
         lines.append(f"  error     {result.error_message}")
     lines += [f"  warning   {warning}" for warning in result.warnings]
     if tests := result.test_results:
         isolation = result.metadata.get("isolation")
-        lines.append(f"  tests     {tests.tests_passed} passed, {tests.tests_failed} failed"
-                     f"{f' (isolation: {isolation})' if isolation else ''}")
+        lines.append(
+            f"  tests     {tests.tests_passed} passed, {tests.tests_failed} failed"
+            f"{f' (isolation: {isolation})' if isolation else ''}"
+        )
         marks = {"passed": click.style("✓", fg="green")}
         for test in result.metadata.get("tests", []):
             mark = marks.get(test["outcome"], click.style("✗", fg="red"))
-            lines.append(f"            {mark} {test['id']}" + ("" if test["outcome"] == "passed" else f" ({test['outcome']})"))
+            lines.append(
+                f"            {mark} {test['id']}"
+                + ("" if test["outcome"] == "passed" else f" ({test['outcome']})")
+            )
     if result.artifacts and folder is not None:
         lines.append(f"  files     {len(result.artifacts)} in {folder}/")
         lines += [f"            {artifact.file_path}" for artifact in result.artifacts]
@@ -216,8 +248,10 @@ def summary(result: PTCArtifactResult, folder: Path | None) -> str:
         for usage in result.llm_usage
     ]
     if result.from_cache:
-        lines.append(f"  saved     {result.metadata.get('saved_tokens', 0):,} tokens, "
-                     f"${result.metadata.get('saved_cost_usd', 0):.4f}")
+        lines.append(
+            f"  saved     {result.metadata.get('saved_tokens', 0):,} tokens, "
+            f"${result.metadata.get('saved_cost_usd', 0):.4f}"
+        )
     return "\n".join(lines)
 
 

@@ -9,11 +9,9 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from celery import Celery
-from celery.exceptions import TimeoutError as SliceOverError
 from kombu.exceptions import OperationalError
 from pydantic import ValidationError
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import RedisError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from ptc_contracts import (
@@ -34,7 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 SLICE_SECONDS = 2.0
-"""How long `get` listens before it looks at the record: a message on its way can be lost, the record cannot."""
+"""How long `get` listens before it looks at the record: an announcement can be lost, the record cannot."""
 
 _RETRY_PAUSE = 0.5
 _AWAY = (RedisConnectionError, RedisTimeoutError, OperationalError, OSError)
@@ -67,7 +65,9 @@ class PTC:
             # A run without its message is published by the workers' recovery; the caller need not know.
             with suppress(*_AWAY):
                 self._publish(submission.run_id, cache_key(checked))
-        return PlanHandle(ptc=self, plan=checked, run_id=submission.run_id, joined=submission.joined, _hit=submission.hit)
+        return PlanHandle(
+            ptc=self, plan=checked, run_id=submission.run_id, joined=submission.joined, _hit=submission.hit
+        )
 
     @property
     def store(self) -> RunStore:
@@ -76,7 +76,7 @@ class PTC:
 
     @property
     def app(self) -> Celery:
-        """A Celery application for sending and for following; tasks are sent by name."""
+        """A Celery application that sends tasks, by name."""
         return _app(self.settings)
 
     def _publish(self, run_id: str, key: str) -> None:
@@ -150,34 +150,25 @@ class PlanHandle:
         if self._hit is not None:
             return self._hit
         deadline = None if timeout is None else time.monotonic() + timeout
-        away: Exception | None = None
         while True:
-            left = SLICE_SECONDS if deadline is None else min(SLICE_SECONDS, deadline - time.monotonic())
             try:
-                result = self._listen(left) or self.ptc.store.end_if_overdue(self.run_id)
-                away = None
+                return self._as_ours(self._follow(deadline))
             except _AWAY as error:
-                result, away = None, error
-                time.sleep(max(0.0, min(_RETRY_PAUSE, left)))
-            if result is not None:
-                return self._as_ours(result)
-            if deadline is not None and time.monotonic() >= deadline:
-                if away is not None:
-                    raise self.ptc._unavailable(away) from away  # noqa: SLF001 one room
-                raise RunNotFinishedError(f"run {self.run_id} did not end within {timeout:g} s; it goes on")
+                if deadline is not None and time.monotonic() + _RETRY_PAUSE >= deadline:
+                    raise self.ptc._unavailable(error) from error  # noqa: SLF001 one room
+                time.sleep(_RETRY_PAUSE)
 
-    def _listen(self, seconds: float) -> PTCArtifactResult | None:
-        """Wait a moment for Celery's result; whatever it says or misses, the record decides."""
-        if (result := self.ptc.store.result(self.run_id)) is not None or seconds <= 0:
-            return result
-        pending = self.ptc.app.AsyncResult(self.run_id)
-        try:
-            pending.get(timeout=seconds, propagate=False)
-        except SliceOverError:
-            pass
-        finally:
-            pending.backend.remove_pending_result(pending)
-        return self.ptc.store.result(self.run_id)
+    def _follow(self, deadline: float | None) -> PTCArtifactResult:
+        """Listen for the run's end; whatever is heard or missed, the record decides."""
+        store = self.ptc.store
+        with store.announcements(self.run_id) as wait:
+            while True:
+                if result := store.result(self.run_id) or store.end_if_overdue(self.run_id):
+                    return result
+                left = SLICE_SECONDS if deadline is None else min(SLICE_SECONDS, deadline - time.monotonic())
+                if left <= 0:
+                    raise RunNotFinishedError(f"run {self.run_id} has not ended in the time given; it goes on")
+                wait(left)
 
     def _as_ours(self, result: PTCArtifactResult) -> PTCArtifactResult:
         """Give the run's result to this caller: who joined pays nothing, so that sums count nothing twice."""
@@ -225,6 +216,7 @@ def _store(settings: RedisSettings) -> RunStore:
 
 @cache
 def _app(settings: RedisSettings) -> Celery:
-    app = Celery("ptc-client", broker=settings.celery_url, backend=settings.celery_url, set_as_current=False)
+    # No result backend: Celery's would subscribe to each task it sends and keep that for ever.
+    app = Celery("ptc-client", broker=settings.celery_url, set_as_current=False)
     app.conf.update(CELERY_SETTINGS)
     return app

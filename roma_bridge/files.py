@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import tempfile
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ptc_contracts import PTCError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from ptc_contracts import PTCArtifactResult
 
 
@@ -53,7 +54,7 @@ def _write(target: Path, content: bytes, *, overwrite: bool) -> None:
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(content)
-        os.chmod(name, 0o644)  # noqa: PTH101, S103 a source file is for everybody to read
+        os.chmod(name, 0o644)  # noqa: PTH101 a source file is for everybody to read
         os.replace(name, target)  # noqa: PTH105 atomic, and replaces a link instead of following it
     except BaseException:
         os.unlink(name)  # noqa: PTH108

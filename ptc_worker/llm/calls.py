@@ -110,14 +110,21 @@ class Caller:
         return _answer(provider, tally, reply)
 
     def _bill(self, provider: Provider, prompt: Prompt, tally: Tally, seconds: float, outcome: str) -> None:
-        log.info("model_called", provider=provider.name, model=tally.model, outcome=outcome, seconds=round(seconds, 2))
+        log.info(
+            "model_called",
+            provider=provider.name,
+            model=tally.model,
+            outcome=outcome,
+            seconds=round(seconds, 2),
+        )
         if not tally.accepted:
             return
-        estimated = tally.prompt_tokens is None or tally.completion_tokens is None or outcome not in {"ok", "truncated"}
+        counted = tally.prompt_tokens is not None and tally.completion_tokens is not None
+        estimated = not counted or outcome not in {"ok", "truncated", "refused"}
         if tally.prompt_tokens is None:
             tally.prompt_tokens = round(prompt.chars / CHARS_PER_TOKEN)
         if estimated:
-            written = round(sum(map(len, tally.text)) / CHARS_PER_TOKEN)
+            written = round((tally.thought_chars + sum(map(len, tally.text))) / CHARS_PER_TOKEN)
             tally.completion_tokens = max(tally.completion_tokens or 0, written)
         self.calls.append(
             ModelCall(

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from json import JSONDecodeError
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import anthropic
 import httpx2
 
-from ptc_worker.llm.errors import ModelError, TransientError, UnavailableError, from_vendor
+from ptc_worker.llm.errors import OFF_PROTOCOL, ModelError, TransientError, UnavailableError, from_vendor
 from ptc_worker.llm.protocol import Reply
 
 if TYPE_CHECKING:
@@ -38,29 +37,27 @@ class ClaudeProvider:
     async def ask(self, prompt: Prompt, tally: Tally) -> Reply:
         """Ask once, streaming. No sampling parameter is sent: current models refuse them."""
         try:
-            stop_reason = await self._stream(prompt, tally)
+            return _reply(await self._stream(prompt, tally), tally)
         except ModelError:
             raise
-        except (anthropic.AnthropicError, httpx2.HTTPError, JSONDecodeError, TypeError) as error:
-            raise from_vendor(error) from None
-        if stop_reason is None:
-            raise TransientError("cut_off", "the stream ended before its end was announced")
-        if stop_reason == "refusal":
-            raise UnavailableError("refused", "the model refused to answer")
-        return Reply(text="".join(tally.text), truncated=stop_reason in _CUT)
+        except (anthropic.AnthropicError, httpx2.HTTPError, *OFF_PROTOCOL) as error:
+            failure = from_vendor(error)
+        raise failure from None  # out here, where not even its context is the vendor's exception
 
     async def close(self) -> None:
         """Close the connections."""
         await self._client.close()
 
     async def _stream(self, prompt: Prompt, tally: Tally) -> str | None:
+        messages: list[Any] = [{"role": m.role, "content": m.content} for m in prompt.messages]
         stream = await self._client.messages.create(
             model=self.model,
             max_tokens=self._max_output_tokens,
             system=prompt.system,
-            messages=[{"role": m.role, "content": m.content} for m in prompt.messages],
+            messages=messages,
             stream=True,
         )
+        tally.accepted = True
         stop_reason = None
         async with stream:
             async for event in stream:
@@ -68,15 +65,25 @@ class ClaudeProvider:
         return stop_reason
 
 
+def _reply(stop_reason: str | None, tally: Tally) -> Reply:
+    """Judge a stream that ended by how its end was announced."""
+    if stop_reason is None:
+        raise TransientError("cut_off", "the stream ended before its end was announced")
+    if stop_reason == "refusal":
+        raise UnavailableError("refused", "the model refused to answer")
+    return Reply(text="".join(tally.text), truncated=stop_reason in _CUT)
+
+
 def _take(event: RawMessageStreamEvent, tally: Tally) -> str | None:
     """Add one event to the tally; return the stop reason if it carries one."""
     match event.type:
         case "message_start":
-            tally.accepted = True
             tally.model = event.message.model
             _count(event.message.usage, tally)
         case "content_block_delta" if event.delta.type == "text_delta":
             tally.text.append(event.delta.text)
+        case "content_block_delta" if event.delta.type == "thinking_delta":
+            tally.thought_chars += len(event.delta.thinking)
         case "message_delta":
             tally.completion_tokens = event.usage.output_tokens
             return event.delta.stop_reason

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from json import JSONDecodeError
+import json
 from typing import TYPE_CHECKING, Any
 
 import httpx2
 import openai
 
-from ptc_worker.llm.errors import ModelError, TransientError, UnavailableError, from_answer, from_vendor
+from ptc_worker.llm.errors import (
+    OFF_PROTOCOL,
+    ModelError,
+    TransientError,
+    UnavailableError,
+    from_answer,
+    from_vendor,
+)
 from ptc_worker.llm.protocol import Reply
 
 if TYPE_CHECKING:
@@ -38,16 +45,12 @@ class OpenAICompatibleProvider:
     async def ask(self, prompt: Prompt, tally: Tally) -> Reply:
         """Ask once, streaming. No sampling parameter is sent: current models refuse them."""
         try:
-            finish_reason = await self._stream(prompt, tally)
+            return _reply(await self._stream(prompt, tally), tally)
         except ModelError:
             raise
-        except (openai.OpenAIError, httpx2.HTTPError, JSONDecodeError) as error:
-            raise from_vendor(error) from None
-        if finish_reason is None:
-            raise TransientError("cut_off", "the stream ended before its end was announced")
-        if finish_reason == "content_filter":
-            raise UnavailableError("refused", "the provider's filter stopped the answer")
-        return Reply(text="".join(tally.text), truncated=finish_reason == "length")
+        except (openai.OpenAIError, httpx2.HTTPError, *OFF_PROTOCOL) as error:
+            failure = from_vendor(error)
+        raise failure from None  # out here, where not even its context is the vendor's exception
 
     async def close(self) -> None:
         """Close the connections."""
@@ -65,9 +68,23 @@ class OpenAICompatibleProvider:
         )
         finish_reason = None
         async with stream:
+            if "json" in stream.response.headers.get("content-type", ""):
+                # OpenRouter's errors inside HTTP 200; the SDK would read them as a stream without events.
+                body = json.loads(await stream.response.aread())
+                raise from_answer(None, body, "the answer is not a stream")
+            tally.accepted = True
             async for chunk in stream:
                 finish_reason = _take(chunk, tally) or finish_reason
         return finish_reason
+
+
+def _reply(finish_reason: str | None, tally: Tally) -> Reply:
+    """Judge a stream that ended by how its end was announced."""
+    if finish_reason in {None, "error"}:
+        raise TransientError("cut_off", "the stream ended before its end was announced")
+    if finish_reason == "content_filter":
+        raise UnavailableError("refused", "the provider's filter stopped the answer")
+    return Reply(text="".join(tally.text), truncated=finish_reason == "length")
 
 
 def _take(chunk: ChatCompletionChunk, tally: Tally) -> str | None:
@@ -75,7 +92,6 @@ def _take(chunk: ChatCompletionChunk, tally: Tally) -> str | None:
     extra = chunk.model_extra or {}
     if error := extra.get("error"):
         raise from_answer(None, {"error": error}, "error inside the stream")
-    tally.accepted = True
     tally.model = chunk.model or tally.model
     _count(chunk.usage, tally)
     for choice in chunk.choices or []:
@@ -83,6 +99,8 @@ def _take(chunk: ChatCompletionChunk, tally: Tally) -> str | None:
             raise UnavailableError("refused", "the model refused to answer")
         if choice.delta.content:
             tally.text.append(choice.delta.content)
+        thought = choice.delta.model_extra or {}
+        tally.thought_chars += len(thought.get("reasoning_content") or thought.get("reasoning") or "")
         if usage := (choice.model_extra or {}).get("usage"):  # Kimi's place for it
             _count(openai.types.CompletionUsage.model_construct(**usage), tally)
         if choice.finish_reason:
@@ -95,8 +113,10 @@ def _count(usage: CompletionUsage | None, tally: Tally) -> None:
         return
     extra = usage.model_extra or {}
     details = usage.prompt_tokens_details
-    cached = extra.get("cached_tokens") or getattr(details, "cached_tokens", None)  # Kimi's place, everyone else's
+    # Kimi's place, then everyone else's.
+    cached = extra.get("cached_tokens") or getattr(details, "cached_tokens", None)
     tally.prompt_tokens, tally.completion_tokens = usage.prompt_tokens, usage.completion_tokens
     tally.cached_tokens = cached or 0
+    tally.cache_write_tokens = getattr(details, "cache_write_tokens", None) or 0
     if isinstance(cost := extra.get("cost"), int | float):  # OpenRouter tells what it bills
         tally.cost_usd = float(cost)

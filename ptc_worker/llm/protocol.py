@@ -35,6 +35,7 @@ class Reply:
     """A complete answer, or one that was cut at the token limit."""
 
     text: str
+    """Empty when the model wrote nothing: an answer all the same, complete and billed."""
     truncated: bool = False
 
 
@@ -45,7 +46,7 @@ class Tally:
     model: str
     """The model that answers, as the provider names it."""
     accepted: bool = False
-    """Whether the provider began to answer, and so may bill the call."""
+    """Whether the provider took the request, and so may bill the call, even if all it sent were keep-alives."""
     prompt_tokens: int | None = None
     """Tokens read, cached ones included; None until the provider says."""
     cached_tokens: int = 0
@@ -56,6 +57,8 @@ class Tally:
     """Tokens written; None until the provider says."""
     cost_usd: float | None = None
     """US dollars, where the provider itself tells."""
+    thought_chars: int = 0
+    """Length of the reasoning so far, which is billed as written and not part of the answer."""
     text: list[str] = field(default_factory=list)
     """The answer so far."""
 

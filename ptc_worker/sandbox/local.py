@@ -136,7 +136,7 @@ class LocalSandbox:
 def isolation() -> str:
     """Find out once what this system offers: `namespaces`, or `process` where it refuses them."""
     with tempfile.TemporaryDirectory(prefix="ptc-sandbox-") as home:
-        os.chmod(home, 0o755)
+        Path(home).chmod(0o755)
         try:
             _supervised(
                 command=["/bin/sh", "-c", "exit 0"],
@@ -225,12 +225,12 @@ def _signed(status: int) -> int:
     return 128 - status if status > 128 else status  # noqa: PLR2004 the shells' convention
 
 
-def _make_removable(function: Any, path: str, _error: object) -> None:  # noqa: ANN401 as shutil has it
+def _make_removable(_function: Any, name: str, _error: object) -> None:  # noqa: ANN401 as shutil has it
     """Try again after giving ourselves the rights that a program took away."""
-    os.chmod(Path(path).parent, 0o700)
-    if not os.path.islink(path):
-        os.chmod(path, 0o700)
-    if os.path.isdir(path) and not os.path.islink(path):
-        shutil.rmtree(path, ignore_errors=True)
+    path = Path(name)
+    path.parent.chmod(0o700)
+    if path.is_symlink() or not path.is_dir():
+        path.unlink(missing_ok=True)
     else:
-        function(path)
+        path.chmod(0o700)
+        shutil.rmtree(path, ignore_errors=True)

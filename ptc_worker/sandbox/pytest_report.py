@@ -13,8 +13,12 @@ import json
 import os
 import time
 import unittest
+from typing import TYPE_CHECKING, Any
 
 import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
 
 MAX_TEXT = 6000
 """Characters kept of one failure: its start and its end."""
@@ -56,9 +60,13 @@ class Reporter:
         self._log.add("collected", id=item.nodeid)
 
     @pytest.hookimpl(tryfirst=True, wrapper=True)
-    def pytest_runtest_makereport(self, item: pytest.Item, call: pytest.CallInfo[None]):  # noqa: ANN201 a hook wrapper
+    def pytest_runtest_makereport(
+        self, item: pytest.Item, call: pytest.CallInfo[None]
+    ) -> Generator[None, Any, Any]:
         """Tell what a phase raised, whatever another plugin will make of it."""
-        if call.excinfo is not None and not call.excinfo.errisinstance((pytest.skip.Exception, unittest.SkipTest)):
+        if call.excinfo is not None and not call.excinfo.errisinstance(
+            (pytest.skip.Exception, unittest.SkipTest)
+        ):
             self._log.add("raised", id=item.nodeid, when=call.when)
         return (yield)
 

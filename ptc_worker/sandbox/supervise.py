@@ -22,6 +22,7 @@ import socket
 import struct
 import sys
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -112,20 +113,22 @@ def run(spec: Spec) -> None:
     """Become the command: own session, limits, other user, no way to new privileges."""
     os.setsid()
     os.close(spec.parent_fd)
-    os.set_inheritable(spec.report_fd, False)  # open until the command has really started: it tells of a failure
+    os.set_inheritable(
+        spec.report_fd, False
+    )  # open until the command has really started: it tells of a failure
     for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE):
         signal.signal(signum, signal.SIG_DFL)
     for name, value in spec.limits.items():
         _, hard = resource.getrlimit(kind := getattr(resource, name))
-        value = value if hard == resource.RLIM_INFINITY else min(value, hard)
-        resource.setrlimit(kind, (value, value))
+        limit = value if hard == resource.RLIM_INFINITY else min(value, hard)
+        resource.setrlimit(kind, (limit, limit))
     os.chdir(spec.cwd)
     if spec.uid is not None:
         os.setgroups([])
         os.setresgid(spec.uid, spec.uid, spec.uid)
         os.setresuid(spec.uid, spec.uid, spec.uid)
     prctl(PR_SET_NO_NEW_PRIVS, 1)
-    os.execve(spec.command[0], spec.command, spec.env)
+    os.execve(spec.command[0], spec.command, spec.env)  # noqa: S606 to run it is the purpose
 
 
 def wait(child: int, spec: Spec) -> tuple[int, bool]:
@@ -186,10 +189,8 @@ def descendants(root: int) -> list[int]:
 
 def report(spec: Spec, **facts: Any) -> None:  # noqa: ANN401 whatever JSON holds
     """Tell our parent how it went."""
-    try:
+    with suppress(BrokenPipeError):
         os.write(spec.report_fd, json.dumps(facts).encode() + b"\n")
-    except BrokenPipeError:
-        pass
 
 
 # ── namespaces ─────────────────────────────────────────────────────────────────────────────────────────────

@@ -78,14 +78,14 @@ class FaultPlan:
     )
     """What chance draws from: faults that a retry mends."""
     seed: int = 0
-    _script: deque[Fault] = field(default_factory=deque)
+    _script: deque[Fault | None] = field(default_factory=deque)
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     def __post_init__(self) -> None:
         self._random = random.Random(self.seed)  # noqa: S311 a fault is no secret
 
-    def script(self, faults: list[Fault]) -> None:
-        """Let the next requests meet these faults, in this order."""
+    def script(self, faults: list[Fault | None]) -> None:
+        """Let the next requests meet these faults, in this order; None is a good answer."""
         with self._lock:
             self._script.extend(faults)
 

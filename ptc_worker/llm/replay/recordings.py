@@ -46,7 +46,9 @@ def load(paths: Iterable[Path]) -> Recordings:
     for path in paths:
         found = dict(_read(path))
         if not found:
-            raise ConfigurationError(f"{path} holds no recording: expected plan.json with answer-1.md, or JSONL")
+            raise ConfigurationError(
+                f"{path} holds no recording: expected plan.json with answer-1.md, or JSONL"
+            )
         recordings |= found
     return recordings
 

