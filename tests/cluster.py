@@ -8,16 +8,14 @@ import sys
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
-from celery import Celery
 from support import make_plan, replaying
 
 from ptc_contracts.keys import content_id, run_key
-from ptc_contracts.stages import CELERY_SETTINGS, Stage, stage_message
+from ptc_contracts.stages import Stage, stage_message
 from roma_bridge import PTC, PlanHandle
 from roma_bridge.embedded import embedded_server
 
@@ -66,13 +64,6 @@ class Cluster:
     def ptc(self) -> PTC:
         """The client's way in."""
         return PTC(self.settings)
-
-    @cached_property
-    def celery(self) -> Celery:
-        """A Celery application as anybody would make it to look at results."""
-        app = Celery("looks-at-results", broker=self.settings.celery_url, backend=self.settings.celery_url)
-        app.conf.update(CELERY_SETTINGS)
-        return app
 
     @property
     def environment(self) -> dict[str, str]:

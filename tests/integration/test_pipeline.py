@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
+import subprocess
+import sys
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from cluster import FAKE_KEY
@@ -48,12 +50,18 @@ def test_a_red_draft_goes_back_with_its_failures(cluster: Cluster) -> None:
 
 
 def test_celerys_own_result_is_the_result(cluster: Cluster) -> None:
-    """`AsyncResult(run_id).get()` follows the run through both queues to its end."""
+    """`AsyncResult(run_id).get()` in any process follows the run through both queues to its end."""
     handle = cluster.ptc.submit(cluster.record([RED, FIXED]))
+    script = "import sys, json; from ptc_worker import app; print(json.dumps(app.AsyncResult(sys.argv[1]).get(timeout=60)))"
 
-    value = cluster.celery.AsyncResult(handle.run_id).get(timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", script, handle.run_id],
+        env=cluster.environment,
+        capture_output=True,
+        check=True,
+    )
 
-    assert PTCArtifactResult.model_validate(value) == handle.get(timeout=10)
+    assert PTCArtifactResult.model_validate_json(done.stdout) == handle.get(timeout=10)
 
 
 def test_spent_iterations_end_as_partial_success_with_the_best_draft(cluster: Cluster) -> None:
@@ -115,7 +123,7 @@ def test_the_fallback_answers_when_the_primary_cannot(cluster: Cluster) -> None:
     plan = cluster.record([GREEN])
     cluster.replay.faults.script([Fault.AUTH])
 
-    result = cluster.ptc.submit(plan).get(timeout=60)
+    result: Any = cluster.ptc.submit(plan).get(timeout=60)
 
     assert (result.status, [u.provider for u in result.llm_usage]) == ("SUCCESS", ["kimi"])
 
@@ -132,7 +140,7 @@ def test_a_plan_without_any_configured_provider_fails_at_once(cluster: Cluster) 
     """The message names what to set; no model was asked."""
     plan = cluster.record([GREEN], primary_llm="openrouter", fallback_llm=None)
 
-    result = cluster.ptc.submit(plan).get(timeout=60)
+    result: Any = cluster.ptc.submit(plan).get(timeout=60)
 
     assert (result.status, cluster.calls_for(plan)) == ("FAILURE", 0)
     assert "set OPENROUTER_API_KEY or OPENROUTER_BASE_URL for openrouter" in result.error_message
@@ -143,7 +151,7 @@ def test_the_deadline_ends_a_run_with_its_best_files(cluster: Cluster) -> None:
     plan = cluster.record([RED, FIXED])
     cluster.replay.faults.script([None, Fault.STALL])
 
-    result = cluster.submit_with_timeout(plan, 4).get(timeout=60)
+    result: Any = cluster.submit_with_timeout(plan, 4).get(timeout=60)
 
     assert (result.status, result.iterations_used, len(result.artifacts)) == ("TIMEOUT", 2, 2)
     assert (result.test_results.tests_failed, result.llm_usage[0].api_calls) == (1, 2)
@@ -154,7 +162,7 @@ def test_a_test_that_hangs_is_cut_at_the_deadline(cluster: Cluster) -> None:
     """The run is a TIMEOUT with its files, not a red draft to be mended."""
     hang = answer_with(tests__test_hang_py="import time\n\ndef test_it():\n    time.sleep(1000)")
 
-    result = cluster.submit_with_timeout(cluster.record([hang]), 3).get(timeout=60)
+    result: Any = cluster.submit_with_timeout(cluster.record([hang]), 3).get(timeout=60)
 
     assert (result.status, len(result.artifacts), result.test_results.tests_failed) == ("TIMEOUT", 1, 1)
 
@@ -192,10 +200,11 @@ def test_a_second_submission_is_answered_from_the_cache(cluster: Cluster) -> Non
 def test_the_cache_holds_what_other_installations_read(cluster: Cluster) -> None:
     """`ptc:exec` has the result's JSON and `ptc:meta` its circumstances."""
     plan = cluster.record([GREEN])
-    result = cluster.ptc.submit(plan).get(timeout=60)
+    result: Any = cluster.ptc.submit(plan).get(timeout=60)
     key = cache_key(plan)
 
-    stored, meta = cluster.ptc.store.redis.mget(f"ptc:exec:{key}", f"ptc:meta:{key}")
+    entry: Any = cluster.ptc.store.redis.mget(f"ptc:exec:{key}", f"ptc:meta:{key}")
+    stored, meta = entry
 
     assert PTCArtifactResult.model_validate_json(stored) == result
     assert json.loads(meta)["execution_id"] == plan.execution_id

@@ -57,7 +57,6 @@ from ptc_worker.llm.errors import (
         (529, {"type": "overloaded_error"}, TransientError, "overloaded"),
         (200, {"type": "overloaded_error"}, TransientError, "overloaded"),
         (200, {"type": "rate_limit_error"}, TransientError, "rate_limited"),
-        (429, {"type": "engine_overloaded_error"}, TransientError, "rate_limited"),
         (None, {"code": 502}, TransientError, "overloaded"),
         (None, {"code": "429"}, TransientError, "rate_limited"),
         (None, {"code": 402}, UnavailableError, "quota"),
