@@ -18,6 +18,7 @@ from ptc_contracts import (
     ExecutionStatus,
     InvalidPlanError,
     PTCArtifactResult,
+    PTCError,
     PTCExecutionPlan,
     RunNotFinishedError,
     ServerUnavailableError,
@@ -153,6 +154,8 @@ class PlanHandle:
         while True:
             try:
                 return self._as_ours(self._follow(deadline))
+            except PTCError:
+                raise
             except _AWAY as error:
                 if deadline is not None and time.monotonic() + _RETRY_PAUSE >= deadline:
                     raise self.ptc._unavailable(error) from error  # noqa: SLF001 one room
