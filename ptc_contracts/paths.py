@@ -10,9 +10,14 @@ MAX_PATH_CHARS = 240
 MAX_PATH_DEPTH = 12
 """Most segments in an accepted path."""
 
+MAX_SEGMENT_BYTES = 255
+"""Longest name of a file or folder that the usual file systems store."""
+
 _WINDOWS_DEVICES = frozenset(
-    {"con", "prn", "aux", "nul"} | {f"com{n}" for n in range(1, 10)} | {f"lpt{n}" for n in range(1, 10)}
+    {"con", "prn", "aux", "nul", "conin$", "conout$"}
+    | {f"{port}{n}" for port in ("com", "lpt") for n in "123456789¹²³"}
 )
+_INVISIBLE = {"Cf", "Zl", "Zp"}
 
 
 def unsafe_reason(path: str) -> str | None:
@@ -21,7 +26,7 @@ def unsafe_reason(path: str) -> str | None:
     This is the contract's rule for `CodeArtifact.file_path`, which results of every peer must pass: no
     empty path, `..` segment, NUL or control character, drive letter, backslash, nor text that is not UTF-8.
     """
-    if not path.strip() or path == ".":
+    if not path.strip() or not set(path.split("/")) - {"", "."}:
         return "it is empty"
     if any(unicodedata.category(c) in {"Cc", "Cs"} for c in path):
         return "it holds a control character"
@@ -38,19 +43,23 @@ def untidy_reason(path: str) -> str | None:
     """Say why a *generated* file may not have this path, or None: stricter than `unsafe_reason`.
 
     Also refused are absolute paths, `~`, empty and `.` segments, invisible characters (zero-width, bidi),
-    names Windows reserves or strips, and paths that are too long or too deep.
+    names Windows reserves or strips, git's own folder (its configuration runs programs), and paths that are
+    too long or too deep.
     """
     if reason := unsafe_reason(path):
         return reason
     segments = path.split("/")
-    devices = (segment.split(".")[0].casefold() for segment in segments)
+    devices = (segment.split(".")[0].strip().casefold() for segment in segments)
     rules = (
         (path.startswith("/"), "it is absolute"),
         (path.startswith("~"), "it starts with '~'"),
         (any(s in {"", "."} for s in segments), "it holds an empty or '.' segment"),
-        (any(unicodedata.category(c) == "Cf" for c in path), "it holds an invisible character"),
+        (any(unicodedata.category(c) in _INVISIBLE for c in path), "it holds an invisible character"),
+        (any(c in '<>:"|?*' for c in path), "it holds a character that Windows does not allow"),
         (any(s != s.strip() or s.endswith(".") for s in segments), "a segment ends in a dot or a space"),
         (any(device in _WINDOWS_DEVICES for device in devices), "a segment is a device name on Windows"),
+        (any(s.casefold() in {".git", "git~1"} for s in segments), "it lies in git's own folder"),
+        (any(len(s.encode()) > MAX_SEGMENT_BYTES for s in segments), "a segment is too long"),
         (len(path) > MAX_PATH_CHARS, f"it is longer than {MAX_PATH_CHARS} characters"),
         (len(segments) > MAX_PATH_DEPTH, f"it is deeper than {MAX_PATH_DEPTH} levels"),
     )

@@ -6,6 +6,7 @@ import ast
 import re
 import sys
 import tomllib
+from collections import deque
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path, PurePosixPath
@@ -15,6 +16,7 @@ from packaging.requirements import InvalidRequirement, Requirement
 from packaging.utils import canonicalize_name
 
 from ptc_contracts.progress import Outcome, Verdict
+from ptc_worker.gate import syntax_tree
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Sequence
@@ -55,15 +57,17 @@ def needs_of(
     unknown = []
     for requirement, where in _declared(files):
         name = canonicalize_name(requirement.name)
-        if name in chosen or name in _NOT_PACKAGES:
+        if name in chosen or _is_there(requirement):
             continue
         if name in known and _may(name, allowed):
             chosen[name] = str(requirement)
         else:
             unknown.append(f"{where} names the package {requirement.name!r}, which is not available here")
-    for module, where in _imports(files).items():
+    for module, where in _imports(files, table).items():
         distribution = canonicalize_name(table.get(module, module))
         if distribution in chosen or _provided_by(module, trusted):
+            continue
+        if module not in table and _resembles(module, trusted):
             continue
         if module in table and _may(distribution, allowed):
             chosen[distribution] = distribution
@@ -97,7 +101,9 @@ def import_table() -> dict[str, str]:
     return table
 
 
-def _trusted(dependencies: Sequence[str], allowed: Collection[str] | None) -> tuple[dict[str, str], list[str]]:
+def _trusted(
+    dependencies: Sequence[str], allowed: Collection[str] | None
+) -> tuple[dict[str, str], list[str]]:
     trusted: dict[str, str] = {}
     warnings = []
     for text in dependencies:
@@ -111,9 +117,14 @@ def _trusted(dependencies: Sequence[str], allowed: Collection[str] | None) -> tu
             warnings.append(f"dependency {text!r} was not installed: only packages of the index are")
         elif not _may(name, allowed):
             warnings.append(f"dependency {text!r} was not installed: PTC_ALLOWED_DEPENDENCIES leaves it out")
-        elif name not in _NOT_PACKAGES and requirement.name not in sys.stdlib_module_names:
+        elif not _is_there(requirement):
             trusted[name] = str(requirement)
     return trusted, warnings
+
+
+def _is_there(requirement: Requirement) -> bool:
+    name = requirement.name.lower()
+    return name in _NOT_PACKAGES or name in sys.stdlib_module_names
 
 
 def _may(name: str, allowed: Collection[str] | None) -> bool:
@@ -125,6 +136,12 @@ def _provided_by(module: str, trusted: Collection[str]) -> bool:
     wanted = canonicalize_name(module)
     parts = {part for name in trusted for part in (name, *name.split("-"), name.replace("-", ""))}
     return wanted in parts or wanted.replace("-", "") in parts
+
+
+def _resembles(module: str, trusted: Collection[str]) -> bool:
+    """Tell whether a trusted distribution's name holds the module's (`pyzmq`, `grpcio`): its tests will tell."""
+    wanted = canonicalize_name(module).replace("-", "")
+    return len(wanted) > 2 and any(wanted in name.replace("-", "") for name in trusted)  # noqa: PLR2004
 
 
 def _declared(files: Sequence[CodeArtifact]) -> Iterator[tuple[Requirement, str]]:
@@ -142,14 +159,13 @@ def _declared(files: Sequence[CodeArtifact]) -> Iterator[tuple[Requirement, str]
                 yield requirement, file.file_path
 
 
-def _imports(files: Sequence[CodeArtifact]) -> dict[str, str]:
+def _imports(files: Sequence[CodeArtifact], table: Collection[str]) -> dict[str, str]:
     """Find every top-level module the draft imports from outside, with the place of its first import."""
-    own = _own_modules(files)
+    own = _own_modules(files, table)
     found: dict[str, str] = {}
     for file in files:
-        if not file.file_path.endswith(".py"):
-            continue
-        for node, module in _imported(ast.parse(file.content)):
+        tree = syntax_tree(file.content) if file.file_path.endswith(".py") else None
+        for node, module in _imported(tree) if tree else ():
             top = module.partition(".")[0]
             if top not in own and top not in sys.stdlib_module_names and top not in _TEST_MODULES:
                 found.setdefault(top, f"{file.file_path}:{node.lineno}")
@@ -161,9 +177,9 @@ _TEST_MODULES = frozenset({"pytest", "_pytest", "pytest_asyncio", "conftest"})
 
 def _imported(tree: ast.Module) -> Iterator[tuple[ast.stmt, str]]:
     """Walk the imports that must succeed: those guarded by `try` or `TYPE_CHECKING` may fail."""
-    queue: list[ast.AST] = [tree]
+    queue: deque[ast.AST] = deque([tree])
     while queue:
-        node = queue.pop()
+        node = queue.popleft()
         match node:
             case ast.Import():
                 yield from ((node, alias.name) for alias in node.names)
@@ -177,11 +193,13 @@ def _imported(tree: ast.Module) -> Iterator[tuple[ast.stmt, str]]:
                 queue += ast.iter_child_nodes(node)
 
 
-def _own_modules(files: Sequence[CodeArtifact]) -> set[str]:
-    """Name what the project itself can import: files and folders of its root, of `src`, and beside the importer."""
-    own: set[str] = set()
-    for file in files:
-        if file.file_path.endswith((".py", ".pyi")):
-            parts = PurePosixPath(file.file_path).with_suffix("").parts
-            own |= set(parts)
-    return own
+def _own_modules(files: Sequence[CodeArtifact], table: Collection[str]) -> set[str]:
+    """Name what the project itself can import: every file and folder of code, for tests may extend the path.
+
+    A name that the table knows must stand at the root or in `src`: `app/redis.py` is not what `import redis` finds.
+    """
+    paths = [
+        PurePosixPath(f.file_path).with_suffix("") for f in files if f.file_path.endswith((".py", ".pyi"))
+    ]
+    tops = {path.parts[path.parts[0] == "src" :][0] for path in paths if path.parts != ("src",)}
+    return tops | {part for path in paths for part in path.parts if part not in table}

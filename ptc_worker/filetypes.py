@@ -12,13 +12,17 @@ _LANGUAGES = {
     ".kt": "kotlin", ".c": "c", ".h": "c", ".cpp": "cpp", ".hpp": "cpp", ".cs": "csharp", ".rb": "ruby",
     ".php": "php", ".swift": "swift", ".sh": "shell", ".sql": "sql", ".html": "html", ".css": "css",
     ".json": "json", ".toml": "toml", ".yaml": "yaml", ".yml": "yaml", ".ini": "ini", ".cfg": "ini", ".xml": "xml",
-    ".md": "markdown", ".rst": "restructuredtext", ".txt": "text", ".csv": "csv",
+    ".md": "markdown", ".markdown": "markdown", ".mdx": "markdown", ".rst": "restructuredtext", ".txt": "text", ".csv": "csv",
 }  # fmt: skip
 _NAMED = {"Dockerfile": "dockerfile", "Makefile": "makefile"}
 
 _CONFIG = {".json", ".toml", ".yaml", ".yml", ".ini", ".cfg", ".env", ".lock"}
-_CONFIG_NAMES = {"requirements.txt", "Dockerfile", "Makefile", ".gitignore", ".dockerignore", "setup.py", "setup.cfg"}
-_DOCUMENTATION = {".md", ".rst", ".txt", ".adoc"}
+_CONFIG_NAMES = {
+    "requirements.txt", "constraints.txt", "Dockerfile", "Makefile", "Procfile", ".gitignore", ".dockerignore",
+    ".env", ".env.example", "setup.py",
+}  # fmt: skip
+_DOCUMENTATION = {".md", ".markdown", ".mdx", ".rst", ".txt", ".adoc"}
+_DOCUMENTATION_NAMES = {"LICENSE", "README", "CHANGELOG", "NOTICE"}
 _DATA = {".csv", ".tsv", ".jsonl", ".parquet", ".sql"}
 _DATA_FOLDERS = {"data", "fixtures"}
 _TEST_FOLDERS = {"tests", "test", "__tests__"}
@@ -47,7 +51,9 @@ def artifact_type(path: str) -> ArtifactType:
         return ArtifactType.CONFIG
     if suffix in _DATA or (suffix == ".json" and _in(file, _DATA_FOLDERS)):
         return ArtifactType.DATA
-    return ArtifactType.DOCUMENTATION if suffix in _DOCUMENTATION else ArtifactType.SOURCE_CODE
+    if suffix in _DOCUMENTATION or file.name in _DOCUMENTATION_NAMES:
+        return ArtifactType.DOCUMENTATION
+    return ArtifactType.SOURCE_CODE
 
 
 def is_test(path: str) -> bool:

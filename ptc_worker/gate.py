@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import ast
 import json
+import symtable
 import threading
 import tomllib
 import warnings
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -19,6 +22,14 @@ if TYPE_CHECKING:
 
 _MAX_TOLD = 12
 
+_MAX_CHARS = {"py": 64_000, "toml": 20_000}
+"""Longest file of a kind that is examined, and so accepted. Both parsers take quadratic time for some texts, and
+CPython's keeps every other thread waiting: a dotted name of 64,000 characters takes it 1 to 3 s, a lease has 8 s.
+Tests and code of 12,900 real files were at most 9,100 characters long."""
+
+_MAX_COMPILED_CHARS = 20_000
+"""Longest source that is compiled, and not only parsed: a longer one can exhaust the stack of a thread."""
+
 _warnings_lock = threading.Lock()  # the list of warning filters is one for all threads
 
 
@@ -29,7 +40,7 @@ class Issue:
     file: str
     line: int | None
     code: str
-    """`syntax`, `json`, `toml` or `no-tests`."""
+    """`syntax`, `json`, `toml`, `too-long` or `no-tests`."""
     message: str
 
     def __str__(self) -> str:
@@ -61,6 +72,17 @@ def has_python_tests(files: Sequence[CodeArtifact]) -> bool:
     return any(is_pytest_file(file.file_path) for file in files)
 
 
+def syntax_tree(source: str) -> ast.Module | None:
+    """Parse Python without a warning, None if it cannot be parsed."""
+    if len(source) > _MAX_CHARS["py"]:
+        return None
+    try:
+        with _quiet():
+            return ast.parse(source)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return None
+
+
 def _missing_tests(files: Sequence[CodeArtifact]) -> Issue | None:
     python = any(language(file.file_path) == "python" for file in files)
     if not python or has_python_tests(files):
@@ -69,8 +91,17 @@ def _missing_tests(files: Sequence[CodeArtifact]) -> Issue | None:
 
 
 def _syntax_issues(file: CodeArtifact) -> Iterator[Issue]:
+    kind = file.file_path.rpartition(".")[2].lower()
+    if len(file.content) > (most := _MAX_CHARS.get(kind, len(file.content))):
+        yield Issue(
+            file=file.file_path,
+            line=None,
+            code="too-long",
+            message=f"it is longer than {most} characters; split it into several files",
+        )
+        return
     try:
-        match file.file_path.rpartition(".")[2].lower():
+        match kind:
             case "py":
                 _compile(file)
             case "json":
@@ -89,7 +120,22 @@ def _syntax_issues(file: CodeArtifact) -> Iterator[Issue]:
 
 
 def _compile(file: CodeArtifact) -> None:
-    """Compile without running; what it only warns of is the author's business."""
+    """Compile without running, or only parse and resolve names where compiling could take for ever.
+
+    CPython writes the body of a `finally` once for every way out of its `try`: a kilobyte of nested ones takes
+    it minutes, during which no other thread runs.
+    """
+    source = file.content
+    with _quiet():
+        if len(source) > _MAX_COMPILED_CHARS or source.count("finally") > 1:
+            symtable.symtable(source, file.file_path, "exec")
+        else:
+            compile(source, file.file_path, "exec", dont_inherit=True)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the compiler's warnings in; what it only warns of is the author's business."""
     with _warnings_lock, warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        compile(file.content, file.file_path, "exec", dont_inherit=True)
+        yield

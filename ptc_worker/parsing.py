@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
-from ptc_contracts.paths import untidy_reason
-from ptc_worker.filetypes import artifact
+from ptc_contracts.paths import MAX_PATH_CHARS, untidy_reason
+from ptc_worker.filetypes import artifact, language
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -20,13 +20,23 @@ MAX_FILES = 200
 MAX_FILE_CHARS = 1_000_000
 MAX_TOTAL_CHARS = 4_000_000
 """Bounds on one answer: above what any model writes in one reply, below what hurts us."""
+MAX_PROBLEMS = 20
+"""How many problems are told one by one."""
 
 _OPEN = re.compile(r"""^\s{0,3}<file\s+path\s*=\s*(["'])(?P<path>[^"'<>]*)\1\s*>\s*$""")
-_CLOSE = re.compile(r"^\s{0,3}</file>\s*$")
+_ALMOST_OPEN = re.compile(r"^\s*<file\b", re.IGNORECASE)
+_CLOSE = re.compile(r"^\s{0,3}</file\s*>\s*$")
 _DELETE = re.compile(r"""^\s{0,3}<delete\s+path\s*=\s*(["'])(?P<path>[^"'<>]*)\1\s*/?>\s*$""")
-_FENCE = re.compile(r"^\s{0,3}(?P<ticks>`{3,}|~{3,})(?P<info>[^`]*)$")
-_PATH_ON_LINE = re.compile(r"^[\s#>*\-`_:.\d)]*(?:file(?:name)?\s*:\s*)?[`*\"']*(?P<path>[\w.][\w./@+-]*)[`*\"':]*\s*$", re.IGNORECASE)
-_PATH_IN_COMMENT = re.compile(r"^\s*(?:#|//|--|/\*|<!--|;)\s*(?:file(?:name)?\s*:\s*)?(?P<path>[\w.][\w./@+-]*)\s*(?:\*/|-->)?\s*$", re.IGNORECASE)
+_FENCE = re.compile(r"^\s{0,3}(?P<ticks>`{3,}+|~{3,}+)(?P<info>[^`]*+)$")
+_PATH_ON_LINE = re.compile(
+    r"""^\s*(?:(?:[#>*-]+|\d+[.)])\s+)*[`*"']*(?:file(?:name)?\s*:[\s`*"']*)?"""
+    r"""(?P<path>[\w.][\w./@+-]*)[`*"':]*\s*$""",
+    re.IGNORECASE,
+)
+_PATH_IN_COMMENT = re.compile(
+    r"^\s*(?:#|//|--|/\*|<!--|;)\s*(?:file(?:name)?\s*:\s*)?(?P<path>[\w.][\w./@+-]*)\s*(?:\*/|-->)?\s*$",
+    re.IGNORECASE,
+)
 _PATH_IN_INFO = re.compile(r"(?:^|[\s:=\"'])(?P<path>[\w.][\w./@+-]*)[\"']?\s*$")
 _EXTENSIONLESS = {"Makefile", "Dockerfile", "LICENSE", "Procfile", "py.typed", ".gitignore", ".dockerignore"}
 
@@ -77,35 +87,42 @@ class _Collector:
 
     def add(self, path: str, content: str) -> None:
         path = _tidied(path)
-        if reason := untidy_reason(path):
-            self.problems.append(f"{path!r} was not taken: {reason}")
-        elif "\0" in content:
-            self.problems.append(f"{path!r} was not taken: it holds a NUL character")
-        elif not _is_unicode(content):
-            self.problems.append(f"{path!r} was not taken: it is not valid Unicode")
-        elif len(content) > MAX_FILE_CHARS:
-            self.problems.append(f"{path!r} was not taken: it is longer than {MAX_FILE_CHARS} characters")
-        elif len(self._files) >= MAX_FILES or self._chars + len(content) > MAX_TOTAL_CHARS:
+        if reason := untidy_reason(path) or self._content_reason(content):
+            self.problems.append(f"{_shown(path)} was not taken: {reason}")
+            return
+        if earlier := self._files.pop(path.casefold(), None):
+            self._chars -= len(earlier.content)
+            self.problems.append(f"{path!r} was given more than once; the last one counts")
+        if len(self._files) >= MAX_FILES or self._chars + len(content) > MAX_TOTAL_CHARS:
             self.problems.append(f"{path!r} was not taken: the answer is larger than a project may be")
-        else:
-            self._chars += len(content)
-            earlier = self._files.pop(path.casefold(), None)
-            if earlier:
-                self.problems.append(f"{path!r} was given more than once; the last one counts")
-            self._files[path.casefold()] = artifact(path, content)
+            return
+        self._chars += len(content)
+        self._files[path.casefold()] = artifact(path, content)
+
+    @staticmethod
+    def _content_reason(content: str) -> str | None:
+        if "\0" in content:
+            return "it holds a NUL character"
+        if not _is_unicode(content):
+            return "it is not valid Unicode"
+        return f"it is longer than {MAX_FILE_CHARS} characters" if len(content) > MAX_FILE_CHARS else None
 
     def delete(self, path: str) -> None:
         path = _tidied(path)
         if reason := untidy_reason(path):
-            self.problems.append(f"{path!r} was not removed: {reason}")
+            self.problems.append(f"{_shown(path)} was not removed: {reason}")
         else:
             self.deleted.append(path)
 
     def answer(self) -> ParsedAnswer:
-        folders = {str(parent).casefold() for file in self._files.values() for parent in _parents(file.file_path)}
+        folders = {
+            str(parent).casefold() for file in self._files.values() for parent in _parents(file.file_path)
+        }
         clashes = [name for name in self._files if name in folders]
         for name in clashes:
             self.problems.append(f"{self._files.pop(name).file_path!r} was not taken: it is a folder, too")
+        if (more := len(self.problems) - MAX_PROBLEMS) > 0:
+            self.problems[MAX_PROBLEMS:] = [f"… and {more} more problems"]
         return ParsedAnswer(
             files=list(self._files.values()),
             deleted=list(dict.fromkeys(self.deleted)),
@@ -117,7 +134,7 @@ class _Collector:
 def _tagged_blocks(lines: list[str], collector: _Collector) -> Iterator[tuple[str, str]]:
     path: str | None = None
     body: list[str] = []
-    for line in lines:
+    for number, line in enumerate(lines, 1):
         if opening := _OPEN.match(line):
             if path is not None:
                 yield path, _content(path, body)
@@ -129,9 +146,13 @@ def _tagged_blocks(lines: list[str], collector: _Collector) -> Iterator[tuple[st
             body.append(line)
         elif deletion := _DELETE.match(line):
             collector.delete(deletion["path"])
+        elif _ALMOST_OPEN.match(line):
+            collector.problems.append(
+                f'line {number} was not understood: a file starts with <file path="…"> alone on its line'
+            )
     if path is not None:
         collector.complete = False
-        collector.problems.append(f"{path!r} was not taken: the answer ends in the middle of it")
+        collector.problems.append(f"{_shown(path)} was not taken: the answer ends in the middle of it")
 
 
 def _fenced_blocks(lines: list[str], collector: _Collector) -> Iterator[tuple[str, str]]:
@@ -183,17 +204,17 @@ def _path_of_block(above: str, info: str, body: list[str]) -> str | None:
 
 def _looks_like_path(text: str) -> bool:
     name = PurePosixPath(text).name
-    return name in _EXTENSIONLESS or bool(PurePosixPath(name).suffix.strip(".").isalnum() and not name.endswith("."))
+    ending = PurePosixPath(name).suffix[1:]
+    return name in _EXTENSIONLESS or (ending.isalnum() and ending[0].isalpha())
 
 
 def _content(path: str, body: list[str]) -> str:
     """Give a file's text: without the blank lines before it, and without one fence around all of it."""
-    while body and not body[0].strip():
-        body = body[1:]
+    body = body[next((i for i, line in enumerate(body) if line.strip()), len(body)) :]
     last = next((i for i in range(len(body) - 1, 0, -1) if body[i].strip()), 0)
     if last and (opening := _FENCE.match(body[0])) and body[last].strip() == opening["ticks"]:
         info = opening["info"].strip().lower()
-        if not path.lower().endswith(".md") or info in {"md", "markdown"}:
+        if language(path) != "markdown" or info in {"md", "markdown"}:
             body = body[1:last]
     return _joined(body)
 
@@ -204,7 +225,13 @@ def _joined(body: Iterable[str]) -> str:
 
 
 def _tidied(path: str) -> str:
-    return unicodedata.normalize("NFC", path.strip()).removeprefix("./")
+    path = path.strip().removeprefix("./")
+    too_long = len(path) > 4 * MAX_PATH_CHARS  # normalising is quadratic in the length of a run of accents
+    return path if too_long else unicodedata.normalize("NFC", path)
+
+
+def _shown(path: str) -> str:
+    return repr(path if len(path) <= MAX_PATH_CHARS else path[:MAX_PATH_CHARS] + "…")
 
 
 def _parents(path: str) -> Iterable[PurePosixPath]:

@@ -59,8 +59,8 @@ def describe(plan: PTCExecutionPlan) -> str:
     """Write the plan as prose and lists."""
     spec = plan.scaffolding
     requirements = [f"{number}. {text}" for number, text in enumerate(spec.requirements, 1)]
-    files = [f"{path}: {what}" for path, what in (spec.file_structure or {}).items()]
-    architecture = json.dumps(spec.architecture, indent=2, ensure_ascii=False) if spec.architecture else ""
+    files = [f"{path}: {what}" for path, what in sorted((spec.file_structure or {}).items())]
+    architecture = _as_json(spec.architecture) if spec.architecture else ""
     sections = (
         ("Task", spec.task_description.strip()),
         ("Requirements", "\n".join(requirements)),
@@ -70,6 +70,10 @@ def describe(plan: PTCExecutionPlan) -> str:
         ("Context", (spec.context or "").strip()),
     )
     return "\n\n".join(f"{title}:\n{text}" for title, text in sections if text)
+
+
+def _as_json(value: object) -> str:
+    return json.dumps(value, indent=2, ensure_ascii=False, sort_keys=True)
 
 
 def _task(plan: PTCExecutionPlan, progress: Progress) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
 from ptc_contracts import ExecutionStatus
@@ -22,13 +23,28 @@ class End:
 
 
 def merged(progress: Progress, answer: ParsedAnswer) -> list[CodeArtifact]:
-    """Lay an answer over the best draft so far: what it gives replaces, what it deletes is left out."""
-    files = {file.file_path: file for file in progress.best.files} if progress.best else {}
-    files |= {file.file_path: file for file in answer.files}
-    for path in answer.deleted:
-        if path not in {file.file_path for file in answer.files}:
-            files.pop(path, None)
-    return list(files.values())
+    """Lay an answer over the best draft so far: what it gives replaces, what it deletes is left out.
+
+    What an answer gives also replaces an earlier file or folder that stands in its way.
+    """
+    earlier = progress.best.files if progress.best else []
+    given = {_name(file.file_path): file for file in answer.files}
+    folders = {_name(parent) for file in answer.files for parent in PurePosixPath(file.file_path).parents}
+    gone = folders | {_name(path) for path in answer.deleted}
+    kept = {
+        name: file
+        for file in earlier
+        if (name := _name(file.file_path)) in given
+        or not (
+            name in gone or any(_name(parent) in given for parent in PurePosixPath(file.file_path).parents)
+        )
+    }
+    return list((kept | given).values())
+
+
+def _name(path: str | PurePosixPath) -> str:
+    """Fold case: two spellings are one file on some systems."""
+    return str(path).casefold()
 
 
 def unreadable_verdict(answer: ParsedAnswer) -> Verdict:

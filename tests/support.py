@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import threading
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from ptc_contracts import PTCExecutionPlan
 from ptc_contracts.keys import content_id
 from ptc_worker.llm.replay.server import ReplayServer
 
 if TYPE_CHECKING:
+    import subprocess
     from collections.abc import Iterator
 
 
@@ -42,3 +43,12 @@ def replaying(*recordings: tuple[PTCExecutionPlan, list[str]], **options: Any) -
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+class Enqueue(Protocol):
+    """Runs `ptc-enqueue` in an empty directory."""
+
+    def __call__(
+        self, *arguments: str, stdin: str = "", **environment: str
+    ) -> subprocess.CompletedProcess[str]:
+        """Run it with these arguments and variables."""

@@ -31,6 +31,8 @@ CLONE_NEWUSER, CLONE_NEWPID, CLONE_NEWNET = 0x10000000, 0x20000000, 0x40000000
 MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_REMOUNT = 1, 2, 4, 8, 32
 MS_BIND, MS_REC, MS_PRIVATE = 4096, 16384, 1 << 18
 MNT_DETACH = 2
+MOUNT_ATTR_RDONLY, MOUNT_ATTR_NOSUID, MOUNT_ATTR_NODEV = 1, 2, 4
+MOUNT_SETATTR, AT_FDCWD, AT_RECURSIVE = 442, -100, 0x8000
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER, PR_SET_NO_NEW_PRIVS = 1, 36, 38
 PIVOT_ROOT = {"x86_64": 155, "aarch64": 41}
 SIOCSIFFLAGS, IFF_UP = 0x8914, 0x1
@@ -113,9 +115,8 @@ def run(spec: Spec) -> None:
     """Become the command: own session, limits, other user, no way to new privileges."""
     os.setsid()
     os.close(spec.parent_fd)
-    os.set_inheritable(
-        spec.report_fd, False
-    )  # open until the command has really started: it tells of a failure
+    # It stays open until the command has really started, to tell of a failure.
+    os.set_inheritable(spec.report_fd, False)  # noqa: FBT003 the call takes no names
     for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE):
         signal.signal(signum, signal.SIG_DFL)
     for name, value in spec.limits.items():
@@ -252,7 +253,7 @@ def enter_root(spec: Spec) -> None:
             os.makedirs(os.path.dirname(root + path), exist_ok=True)
             os.symlink(os.readlink(path), root + path)
         elif os.path.exists(path):
-            bind(path, root + path, MS_RDONLY)
+            bind(path, root + path, MS_REC, MOUNT_ATTR_RDONLY)  # what is mounted below comes along
     bind(f"/proc/self/fd/{writable}", root + spec.writable, 0)
     os.close(writable)
     os.chdir(root)
@@ -263,15 +264,26 @@ def enter_root(spec: Spec) -> None:
     mount("none", "/", flags=MS_REMOUNT | MS_BIND | MS_RDONLY | MS_NOSUID | MS_NODEV)
 
 
-def bind(source: str, target: str, flags: int) -> None:
+def bind(source: str, target: str, flags: int, attributes: int = 0) -> None:
     """Show a path of the host inside, never with devices or set-user-id programs."""
     if os.path.isdir(source):
         os.makedirs(target, exist_ok=True)
     else:
         os.makedirs(os.path.dirname(target), exist_ok=True)
         write(target, "")
-    mount(source, target, flags=MS_BIND)
-    mount("none", target, flags=MS_REMOUNT | MS_BIND | MS_NOSUID | MS_NODEV | flags)
+    mount(source, target, flags=MS_BIND | flags)
+    set_attributes(target, MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | attributes)
+
+
+def set_attributes(target: str, attributes: int) -> None:
+    """Set attributes of a mount and of all mounts below it (Linux 5.12; older ones have no sandbox here)."""
+    wanted = struct.pack("QQQQ", attributes, 0, 0, 0)
+    check(
+        libc.syscall(
+            MOUNT_SETATTR, AT_FDCWD, target.encode(), AT_RECURSIVE, wanted, ctypes.c_size_t(len(wanted))
+        ),
+        f"mount_setattr {target}",
+    )
 
 
 def write(path: str, text: str) -> None:

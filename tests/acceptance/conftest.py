@@ -6,23 +6,16 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import pytest
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from support import Enqueue
+
 ROOT = Path(__file__).parents[2]
-
-
-class Enqueue(Protocol):
-    """Runs `ptc-enqueue` in an empty directory."""
-
-    def __call__(
-        self, *arguments: str, stdin: str = "", **environment: str
-    ) -> subprocess.CompletedProcess[str]:
-        """Run it with these arguments and variables."""
 
 
 @pytest.fixture

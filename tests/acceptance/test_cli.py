@@ -18,7 +18,7 @@ from ptc_contracts import PTCArtifactResult
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from conftest import Enqueue
+    from support import Enqueue
 
 DEMO = Path(__file__).parents[2] / "deploy" / "demo"
 LOCAL = ("--local", "--replay", str(DEMO))

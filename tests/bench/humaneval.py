@@ -16,15 +16,17 @@ import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from cluster import cluster_in
 from support import make_plan
 
-from ptc_contracts import PTCExecutionPlan
 from ptc_contracts.keys import content_id
+
+if TYPE_CHECKING:
+    from ptc_contracts import PTCExecutionPlan
 
 DATA = Path(__file__).parents[3] / "shared" / "data" / "HumanEval.jsonl.gz"
 
@@ -51,7 +53,8 @@ def main() -> int:
     if not options.data.exists():
         print(f"skipped: {options.data} is not there", file=sys.stderr)
         return 0
-    problems = [json.loads(line) for line in gzip.open(options.data, "rt", encoding="utf-8")]
+    with gzip.open(options.data, "rt", encoding="utf-8") as lines:
+        problems = [json.loads(line) for line in lines]
     recordings = [recorded(problem) for problem in problems]
     with tempfile.TemporaryDirectory() as folder, cluster_in(Path(folder)) as cluster:
         cluster.replay.recordings |= {content_id(plan): answers for plan, answers in recordings}
@@ -68,7 +71,9 @@ def main() -> int:
         ended = Counter(f"{r.status.value} at iteration {r.iterations_used}" for r in results)
         for result in results:
             if result.status.value != "SUCCESS":
-                print(result.execution_id, result.error_message, result.metadata.get("history"), file=sys.stderr)
+                print(
+                    result.execution_id, result.error_message, result.metadata.get("history"), file=sys.stderr
+                )
         good = ended["SUCCESS at iteration 2"]
         facts = {
             "plans": len(results),
