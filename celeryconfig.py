@@ -33,7 +33,9 @@ task_reject_on_worker_lost = True
 worker_prefetch_multiplier = 1  # a message that waits in a busy worker could be worked on elsewhere
 broker_transport_options = {
     **CELERY_SETTINGS["broker_transport_options"],
-    "visibility_timeout": 2 * 3600,  # twice the longest run: nothing comes back while its worker lives
+    # A message that died with its worker before it was begun comes back after this; one whose run is alive
+    # comes back too, finds the run busy, and is forgotten.
+    "visibility_timeout": 300,
     "socket_keepalive": _over_network,
     "health_check_interval": 30,
 }

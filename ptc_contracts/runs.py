@@ -294,14 +294,12 @@ class Run:
     fence: int
     progress: Progress
     started_at: datetime
-    seconds_left: float
-    """Until the deadline, when the stage began; negative past it."""
-    taken_at: float = field(default_factory=time.monotonic)
-    """This process's clock when the stage began."""
+    deadline: float
+    """When the run has to end, by `time.monotonic()` of this process."""
 
     def time_left(self) -> float:
         """Return the seconds until the deadline; negative past it."""
-        return self.taken_at + self.seconds_left - time.monotonic()
+        return self.deadline - time.monotonic()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -617,7 +615,7 @@ def _run(record: dict[str, str], now_ms: int) -> Run:
         fence=int(record["fence"]),
         progress=Progress.model_validate_json(record["progress"]),
         started_at=datetime.fromtimestamp(int(record["started_at"]) / 1000, UTC),
-        seconds_left=(int(record["deadline_at"]) - now_ms) / 1000,
+        deadline=time.monotonic() + (int(record["deadline_at"]) - now_ms) / 1000,
     )
 
 

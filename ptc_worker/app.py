@@ -16,9 +16,12 @@ from ptc_worker.leases import LeaseKeeper
 from ptc_worker.log import configure_logging
 from ptc_worker.recovery import Recovery
 from ptc_worker.settings import WorkerSettings
+from ptc_worker.warmup import warm_up_beside
 
 if TYPE_CHECKING:
     from types import ModuleType
+
+    from celery.worker.consumer import Consumer
 
 
 def _configuration() -> ModuleType:
@@ -46,8 +49,9 @@ def _set_up_logging(**_: object) -> None:
 
 
 @signals.worker_ready.connect
-def _start_recovery(**_: object) -> None:
+def _start_beside_the_tasks(sender: Consumer, **_: object) -> None:
     Recovery(store(), send).start()
+    warm_up_beside(settings(), sender.app.amqp.queues.consume_from)
 
 
 @cache

@@ -21,7 +21,7 @@ from ptc_worker.gate import syntax_tree
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Sequence
 
-    from ptc_contracts import CodeArtifact
+    from ptc_contracts.result import CodeArtifact
 
 _NOT_PACKAGES = frozenset({"python", "python3", "pytest"})
 """Names that plans list and that are there already."""

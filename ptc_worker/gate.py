@@ -18,7 +18,8 @@ from ptc_worker.filetypes import is_pytest_file, language
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from ptc_contracts import CodeArtifact, PTCExecutionPlan
+    from ptc_contracts.plan import PTCExecutionPlan
+    from ptc_contracts.result import CodeArtifact
 
 _MAX_TOLD = 12
 

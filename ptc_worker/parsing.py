@@ -14,7 +14,7 @@ from ptc_worker.filetypes import artifact, language
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from ptc_contracts import CodeArtifact
+    from ptc_contracts.result import CodeArtifact
 
 MAX_FILES = 200
 MAX_FILE_CHARS = 1_000_000

@@ -10,7 +10,7 @@ from ptc_contracts.keys import content_id
 from ptc_worker.llm.protocol import Message, Prompt
 
 if TYPE_CHECKING:
-    from ptc_contracts import PTCExecutionPlan
+    from ptc_contracts.plan import PTCExecutionPlan
     from ptc_contracts.progress import Attempt, Progress
 
 PLAN_MARK = re.compile(r"<plan-([0-9a-f]{16})>")

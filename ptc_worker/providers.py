@@ -34,6 +34,12 @@ def providers_for(plan: PTCExecutionPlan, settings: WorkerSettings) -> tuple[lis
     return opened, warnings
 
 
+def open_configured(name: LLMProvider, settings: WorkerSettings) -> Provider | None:
+    """Open one provider; None if it is not configured."""
+    known = settings.provider(name)
+    return _open(name, known, settings.ptc_max_output_tokens) if known.configured else None
+
+
 @cache
 def _open(name: LLMProvider, settings: ProviderSettings, max_output_tokens: int) -> Provider:
     """Keep one client per provider and process, so that calls share its connections."""

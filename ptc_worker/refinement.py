@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
-from ptc_contracts import ExecutionStatus
 from ptc_contracts.progress import Outcome, Progress, Verdict
+from ptc_contracts.result import ExecutionStatus
 
 if TYPE_CHECKING:
-    from ptc_contracts import CodeArtifact, PTCExecutionPlan
+    from ptc_contracts.plan import PTCExecutionPlan
+    from ptc_contracts.result import CodeArtifact
     from ptc_worker.parsing import ParsedAnswer
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 import threading
 import time
+from contextlib import contextmanager
 from functools import cache
 from typing import TYPE_CHECKING
 
@@ -16,7 +17,7 @@ from ptc_worker.sandbox.protocol import SandboxError
 from ptc_worker.verdict import EventLog, judge
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     from ptc_contracts import CodeArtifact
@@ -44,7 +45,7 @@ def run_tests(
     """
     deadline = time.monotonic() + seconds
     folder = environment(settings.ptc_cache_dir, requirements, seconds)
-    with _slots(settings.ptc_sandbox_concurrency):
+    with _slot(settings.ptc_sandbox_concurrency, deadline):
         for attempt in range(1, _SANDBOX_TRIES + 1):
             left = deadline - time.monotonic()
             if left <= 0:
@@ -105,7 +106,17 @@ def _distributions(folder: Path) -> frozenset[str]:
     return frozenset(names) - {"pytest-asyncio"}
 
 
+@contextmanager
+def _slot(number: int, deadline: float) -> Iterator[None]:
+    """Bound the sandboxes of this process: tests want a core each, model calls do not."""
+    if not _slots(number).acquire(timeout=max(0.0, deadline - time.monotonic())):
+        raise TimeoutError("no sandbox was free in time")
+    try:
+        yield
+    finally:
+        _slots(number).release()
+
+
 @cache
 def _slots(number: int) -> threading.BoundedSemaphore:
-    """Bound the sandboxes of this process: tests want a core each, model calls do not."""
     return threading.BoundedSemaphore(number)

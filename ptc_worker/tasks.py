@@ -9,8 +9,9 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+import stamina
 import structlog
-from celery.exceptions import Ignore
+from celery.exceptions import Ignore, Reject
 from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
 
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 
     from ptc_contracts import CodeArtifact, PTCArtifactResult
     from ptc_contracts.progress import Progress, Verdict
+    from ptc_worker.llm.protocol import Provider
 
 log = structlog.get_logger(__name__)
 
@@ -77,9 +79,14 @@ def sandbox(run_id: str) -> Ended:
 def _work(run_id: str, stage: Stage, step: Callable[[Run], Step]) -> Ended:
     """Take the run, do the stage, and move the run on; return its result if it has ended.
 
-    A message whose run is held, elsewhere or gone has done its duty: it is acknowledged and forgotten.
+    A message whose run is held, elsewhere or gone has done its duty: it is acknowledged and forgotten. What
+    an outage of Redis interrupts is taken up again by recovery, once the run's lease has passed.
     """
-    run = store().begin(run_id, stage)
+    try:
+        run = store().begin(run_id, stage)
+    except RedisError as error:
+        log.warning("message_returned", run=run_id, stage=stage.value, error=type(error).__name__)
+        raise Reject(type(error).__name__, requeue=True) from None
     if isinstance(run, NotOurs):
         log.info("message_ignored", run=run_id, stage=stage.value, reason=run.reason)
         if run.result is None:
@@ -122,7 +129,7 @@ def _guarded(step: Callable[[Run], Step], run: Run) -> Step:
         return progress, _out_of_time(run)
     except ConfigurationError as error:
         return progress, End(status=ExecutionStatus.FAILURE, message=f"configuration: {error}")
-    except (NoAnswerError, InstallError, SandboxError) as error:
+    except SandboxError as error:
         return progress, spent(progress, str(error))
     except Exception as error:
         log.exception("stage_failed")
@@ -132,9 +139,13 @@ def _guarded(step: Callable[[Run], Step], run: Run) -> Step:
 def _generate(run: Run) -> Step:
     plan = run.plan
     providers, warnings = providers_for(plan, settings())
-    answer = _answer(run, providers)
+    progress = run.progress.noting(warnings)
+    try:
+        answer = _answer(run, providers)
+    except NoAnswerError as error:
+        return progress, spent(progress, str(error))
     parsed = parse_answer(answer.text)
-    progress = run.progress.noting([*warnings, *_remarks(answer, parsed.problems)], **_facts(answer))
+    progress = progress.noting(_remarks(answer, parsed.problems), **_facts(answer))
     if not parsed.files and not parsed.deleted:
         return _examined(run, progress, unreadable_verdict(parsed), merged(progress, parsed))
     files = merged(progress, parsed)
@@ -159,26 +170,31 @@ def _sandbox(run: Run) -> Step:
     try:
         verdict, isolation = run_tests(settings(), files, needs.requirements, run.time_left())
     except InstallError as error:
-        if not needs.drafted:
-            raise
+        if not needs.drafted:  # no model can mend the plan's own list
+            return progress, spent(progress, str(error))
         return _examined(run, progress, missing_verdict([str(error)]), files)
-    return _examined(
-        run, progress.noting(_isolation_warnings(isolation), isolation=isolation), verdict, files
-    )
+    progress = progress.noting(_isolation_warnings(isolation), isolation=isolation)
+    return _examined(run, progress, verdict, files)
 
 
-def _answer(run: Run, providers: list[Any]) -> Answer:
+def _answer(run: Run, providers: list[Provider]) -> Answer:
     """Return this iteration's answer: the one that is kept already, or a new one, kept as soon as it is there."""
     name = f"{Stage.GENERATE.value}:{run.progress.iteration}"
     if kept := store().checkpoint(run, name):
         return Answer(**kept)
-    caller = Caller(iteration=run.progress.iteration, deadline=run.taken_at + run.seconds_left)
+    caller = Caller(iteration=run.progress.iteration, deadline=run.deadline)
     try:
         answer = run_async(caller.ask(providers, build_prompt(run.plan, run.progress)))
     except BaseException:
         store().keep_usage(run, caller.calls)
         raise
-    return Answer(**store().keep(run, name, asdict(answer), caller.calls))
+    # What was paid for is not given up because the server is away for a moment.
+    for attempt in stamina.retry_context(
+        on=RedisError, attempts=None, timeout=run.plan.timeout_seconds, wait_max=2
+    ):
+        with attempt:
+            return Answer(**store().keep(run, name, asdict(answer), caller.calls))
+    raise AssertionError("stamina either returns or raises")  # pragma: no cover
 
 
 def _examined(run: Run, progress: Progress, verdict: Verdict, files: list[CodeArtifact]) -> Step:
@@ -205,9 +221,8 @@ def _remarks(answer: Answer, problems: list[str]) -> list[str]:
 
 def _facts(answer: Answer) -> dict[str, str]:
     replayed = answer.model.startswith(REPLAY_PREFIX)
-    return {"provider": answer.provider, "model": answer.model} | (
-        {"provider_mode": "replay"} if replayed else {}
-    )
+    mode = {"provider_mode": "replay"} if replayed else {}
+    return {"provider": answer.provider, "model": answer.model, **mode}
 
 
 def _isolation_warnings(isolation: str) -> list[str]:

@@ -170,7 +170,9 @@ class PlanHandle:
                     return result
                 left = SLICE_SECONDS if deadline is None else min(SLICE_SECONDS, deadline - time.monotonic())
                 if left <= 0:
-                    raise RunNotFinishedError(f"run {self.run_id} has not ended in the time given; it goes on")
+                    raise RunNotFinishedError(
+                        f"run {self.run_id} has not ended in the time given; it goes on"
+                    )
                 wait(left)
 
     def _as_ours(self, result: PTCArtifactResult) -> PTCArtifactResult:

@@ -98,7 +98,9 @@ def _running(directory: Path) -> RedisSettings | None:
     return settings if _answers(settings) else None
 
 
-def _start(directory: Path, program: str, *, dies_with_us: bool) -> tuple[RedisSettings, subprocess.Popen[bytes]]:
+def _start(
+    directory: Path, program: str, *, dies_with_us: bool
+) -> tuple[RedisSettings, subprocess.Popen[bytes]]:
     socket = str(directory.resolve() / "socket")
     if len(socket.encode()) > _LONGEST_SOCKET_PATH:
         socket = f"{tempfile.mkdtemp(prefix='ptc-')}/socket"

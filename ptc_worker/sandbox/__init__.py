@@ -17,6 +17,12 @@ if TYPE_CHECKING:
 _REGISTRY = {"local": "ptc_worker.sandbox.local:LocalSandbox"}
 
 
+def probe(settings: WorkerSettings) -> str:
+    """Open a sandbox of the configured kind and close it again; return what isolates programs in it."""
+    with open_sandbox(settings, read_only=()) as box:
+        return box.isolation
+
+
 @contextmanager
 def open_sandbox(settings: WorkerSettings, read_only: Sequence[str]) -> Iterator[Sandbox]:
     """Start a sandbox of the configured kind, in which these paths of the worker's host can be read.
