@@ -131,11 +131,11 @@ SMART_CASES = [
     ({}, {"test_results": None}, {}, False),
     ({}, {"test_results": TestResult(test_command="x", exit_code=1, duration_seconds=0)}, {}, False),
     ({"enable_testing": False}, {"test_results": None}, {}, True),
-    ({"cache_ttl": 60}, {}, {"cached_at": datetime.now(UTC) - timedelta(seconds=70)}, False),
-    ({"cache_ttl": 60}, {}, {"cached_at": datetime.now(UTC) - timedelta(seconds=50)}, True),
+    ({"cache_ttl": 60}, {}, {"cached_at": timedelta(seconds=70)}, False),
+    ({"cache_ttl": 60}, {}, {"cached_at": timedelta(seconds=50)}, True),
     ({"cache_ttl": 0}, {}, {}, False),
-    ({"cache_ttl": None}, {}, {"cached_at": datetime.now(UTC) - timedelta(seconds=3500)}, True),
-    ({}, {}, {"cached_at": datetime.now(UTC).replace(tzinfo=None)}, True),
+    ({"cache_ttl": None}, {}, {"cached_at": timedelta(seconds=3500)}, True),
+    ({}, {}, {"cached_at": "naive"}, True),
     ({"context": "c"}, {}, {}, False),
     ({}, {}, {"fingerprint": "0123456789abcdef"}, False),
     ({"context": "c"}, {}, {"fingerprint": fingerprint(make_plan(context="c"))}, True),
@@ -152,13 +152,10 @@ def test_smart_takes_only_what_was_right_for_this_plan(
 ) -> None:
     """Successful, tested if asked for, of the same fingerprint, and younger than this plan's own limit."""
     plan = make_plan(**plan_fields)
-    meta = {
-        "cached_at": datetime.now(UTC),
-        "execution_id": "first",
-        "cache_key": "k",
-        "ttl": 60,
-        **meta_fields,
-    }
+    age = meta_fields.get("cached_at", timedelta())
+    now = datetime.now(UTC)
+    cached_at = now.replace(tzinfo=None) if age == "naive" else now - age
+    meta = {"execution_id": "first", "cache_key": "k", "ttl": 60, **meta_fields, "cached_at": cached_at}
 
     async def use(cache: PTCCacheManager, redis: FakeAsyncRedis) -> Any:
         await redis.set(f"ptc:exec:{cache_key(plan)}", make_result(**result_fields).model_dump_json())
