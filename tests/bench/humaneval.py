@@ -2,7 +2,8 @@
 
 Run as `.venv/bin/python tests/bench/humaneval.py [--workers N] [--latency SECONDS]`. It needs the data file
 (`--data`, by default `../shared/data/HumanEval.jsonl.gz`) and says so where it is missing. Everything but the
-model is real: queue, workers, SDKs, sandbox, pytest. Prints one line of JSON.
+model is real: queue, workers, SDKs, sandbox, pytest. The floor, measured in the same run, is plain `python -m
+pytest` of the same projects in the same environment, as many at a time as there are cores. Prints JSON.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ from __future__ import annotations
 import argparse
 import gzip
 import json
+import os
+import subprocess
 import sys
 import tempfile
 import time
@@ -24,6 +27,7 @@ from cluster import cluster_in
 from support import make_plan
 
 from ptc_contracts.keys import content_id
+from ptc_worker.parsing import parse_answer
 
 if TYPE_CHECKING:
     from ptc_contracts import PTCExecutionPlan
@@ -41,6 +45,29 @@ def recorded(problem: dict[str, Any]) -> tuple[PTCExecutionPlan, list[str]]:
         f'<file path="solution.py">\n{broken}</file>\n<file path="tests/test_solution.py">\n{tests}</file>\n',
         f'<file path="solution.py">\n{head}{problem["canonical_solution"]}</file>\n',
     ]
+
+
+def plain_pytest_seconds(folder: Path, recordings: list[tuple[PTCExecutionPlan, list[str]]]) -> float:
+    """Time the test runs that these plans need without any system around them: two for each plan."""
+    python = next(folder.glob("cache/environments/*/bin/python"))
+    projects = []
+    for number, (_, answers) in enumerate(recordings):
+        for turn in range(len(answers)):
+            project = folder / "floor" / f"{number}-{turn}"
+            for file in [file for answer in answers[: turn + 1] for file in parse_answer(answer).files]:
+                (project / file.file_path).parent.mkdir(parents=True, exist_ok=True)
+                (project / file.file_path).write_text(file.content)
+            projects.append(project)
+
+    def run(project: Path) -> None:
+        command = [str(python), "-m", "pytest", "-q", "-p", "no:cacheprovider", "-o", "pythonpath=."]
+        env = {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+        subprocess.run(command, cwd=project, env=env, stdout=subprocess.DEVNULL, check=False)
+
+    started = time.monotonic()
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        list(pool.map(run, projects))
+    return time.monotonic() - started
 
 
 def main() -> int:
@@ -75,12 +102,15 @@ def main() -> int:
                     result.execution_id, result.error_message, result.metadata.get("history"), file=sys.stderr
                 )
         good = ended["SUCCESS at iteration 2"]
+        floor = plain_pytest_seconds(cluster.folder, recordings)
         facts = {
             "plans": len(results),
             "ended": dict(ended),
             "wall_seconds": round(wall, 1),
             "plans_per_second": round(len(results) / wall, 2),
             "workers": options.workers,
+            "floor_seconds": round(floor, 1),
+            "ratio_to_floor": round(wall / floor, 2),
             "model_calls": cluster.replay.stats()["calls"] - calls_before,
         }
         print(json.dumps(facts))
