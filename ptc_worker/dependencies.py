@@ -26,6 +26,12 @@ if TYPE_CHECKING:
 _NOT_PACKAGES = frozenset({"python", "python3", "pytest"})
 """Names that plans list and that are there already."""
 
+_AUTHORS_TOOLS = frozenset(
+    {"black", "build", "coverage", "flake8", "isort", "mypy", "pip", "pre-commit", "pylint", "pytest-cov"}
+    | {"pytest-xdist", "ruff", "setuptools", "tox", "twine", "wheel"}
+)
+"""Packages that drafts list in requirements files for whoever works on them: no test needs them."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Needs:
@@ -57,7 +63,7 @@ def needs_of(
     unknown = []
     for requirement, where in _declared(files):
         name = canonicalize_name(requirement.name)
-        if name in chosen or _is_there(requirement):
+        if name in chosen or name in _AUTHORS_TOOLS or _is_there(requirement):
             continue
         if name in known and _may(name, allowed):
             chosen[name] = str(requirement)

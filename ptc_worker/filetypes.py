@@ -24,7 +24,7 @@ _CONFIG_NAMES = {
 _DOCUMENTATION = {".md", ".markdown", ".mdx", ".rst", ".txt", ".adoc"}
 _DOCUMENTATION_NAMES = {"LICENSE", "README", "CHANGELOG", "NOTICE"}
 _DATA = {".csv", ".tsv", ".jsonl", ".parquet", ".sql"}
-_DATA_FOLDERS = {"data", "fixtures"}
+_DATA_FOLDERS = {"data", "fixtures", "testdata"}
 _TEST_FOLDERS = {"tests", "test", "__tests__"}
 
 
@@ -64,6 +64,12 @@ def is_test(path: str) -> bool:
     code = language(path) in {"python", "javascript", "typescript", "go"}
     named = stem.startswith("test_") or stem.endswith("_test") or stem == "conftest" or marked
     return code and (named or _in(file, _TEST_FOLDERS))
+
+
+def is_free_form(path: str) -> bool:
+    """Tell whether a file may break its language's rules: test data may do so on purpose, and tsconfig does."""
+    file = PurePosixPath(path)
+    return _in(file, _DATA_FOLDERS) or (file.name.startswith("tsconfig") and file.suffix == ".json")
 
 
 def is_pytest_file(path: str) -> bool:

@@ -14,7 +14,7 @@ from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
 from ptc_contracts.progress import Outcome, Verdict
-from ptc_worker.filetypes import is_pytest_file, language
+from ptc_worker.filetypes import is_free_form, is_pytest_file, language
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -94,6 +94,8 @@ def _missing_tests(files: Sequence[CodeArtifact]) -> Issue | None:
 
 def _syntax_issues(file: CodeArtifact) -> Iterator[Issue]:
     kind = PurePosixPath(file.file_path).suffix[1:].lower()
+    if is_free_form(file.file_path):
+        return
     if len(file.content) > (most := _MAX_CHARS.get(kind, len(file.content))):
         yield Issue(
             file=file.file_path,

@@ -93,4 +93,5 @@ def _listed(attempt: Attempt) -> str:
 
 
 def _fenced(what: str, mark: str, text: str) -> str:
-    return f"<{what}-{mark}>\n{text}\n</{what}-{mark}>"
+    """Fence data off; a draft or a test that has learnt the mark cannot close its own fence."""
+    return f"<{what}-{mark}>\n{text.replace(mark, '…')}\n</{what}-{mark}>"

@@ -298,3 +298,10 @@ def test_nothing_is_installed_that_neither_plan_nor_table_names(
 
     assert names <= known | claimed
     assert not any("\n" in text or Requirement(text).url for text in needs.requirements)
+
+
+def test_an_authors_tools_are_neither_installed_nor_missed() -> None:
+    """A linter in the draft's requirements file is no reason to ask again."""
+    needs = needs_of([], [artifact("requirements-dev.txt", "black==24.1\npytest-cov\n")], None)
+
+    assert (needs.requirements, needs.unknown) == ((), ())

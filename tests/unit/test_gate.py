@@ -270,3 +270,13 @@ def test_what_the_gate_lets_in_can_be_parsed(content: str) -> None:
     issues = _issues("a.py", content)
 
     assert issues or syntax_tree(content) is not None
+
+
+@pytest.mark.parametrize(
+    "path", ["tests/fixtures/bad.json", "data/broken.toml", "tests/data/bad.py", "tsconfig.json"]
+)
+def test_files_that_may_break_the_rules_are_left_alone(path: str) -> None:
+    """Test data does so on purpose, and tsconfig holds comments."""
+    plan = make_plan(enable_testing=False)
+
+    assert examine(plan, [artifact(path, "{ // broken")]) == []
