@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic_core import PydanticSerializationError
 from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
@@ -35,6 +38,8 @@ T = TypeVar("T")
 
 _AWAY = (RedisError, OSError)
 _SCAN_BATCH = 500
+_LONGEST_TTL = 10 * 365 * 24 * 3600
+"""Seconds; Redis refuses what lies too far ahead."""
 
 
 class CacheMeta(BaseModel):
@@ -44,11 +49,11 @@ class CacheMeta(BaseModel):
 
     cached_at: datetime
     """When the entry was written; read as UTC when an older peer wrote no zone."""
-    execution_id: str = ""
+    execution_id: str | None = None
     """The execution that produced it."""
-    cache_key: str = ""
+    cache_key: str | None = None
     """The key it was stored under."""
-    ttl: int = DEFAULT_CACHE_TTL
+    ttl: int | None = None
     """Seconds it was stored for."""
     fingerprint: str = ""
     """The producing plan's fingerprint; empty in entries of older peers."""
@@ -69,20 +74,19 @@ class CacheEntry(BaseModel):
     def parse(cls, result: str | bytes | None, meta: str | bytes | None) -> Self | None:
         """Read an entry as Redis holds it; None if there is none or it cannot be read.
 
-        An entry that lost its meta is as old as its result, and its fingerprint is empty.
+        An entry without a readable meta is as old as its result, and its fingerprint is empty.
         """
         if result is None:
             return None
         try:
             stored = PTCArtifactResult.model_validate_json(result)
-            circumstances = (
-                CacheMeta.model_validate_json(meta)
-                if meta is not None
-                else CacheMeta(cached_at=stored.completed_at, execution_id=stored.execution_id)
-            )
         except ValidationError:
             log.warning("cache entry ignored: it is not a result of a known form")
             return None
+        try:
+            circumstances = CacheMeta.model_validate_json(meta or b"")
+        except ValidationError:
+            circumstances = CacheMeta(cached_at=stored.completed_at, execution_id=stored.execution_id)
         return cls(result=stored, meta=circumstances)
 
     def serves(self, plan: PTCExecutionPlan) -> bool:
@@ -122,9 +126,11 @@ class CacheWrite(BaseModel):
     def of(cls, plan: PTCExecutionPlan, result: PTCArtifactResult, ttl: int | None = None) -> Self | None:
         """Prepare the write, or None where the strategy, the status or the time to live forbid one."""
         lifetime = next((t for t in (ttl, plan.cache_ttl) if t is not None), DEFAULT_CACHE_TTL)
+        lifetime = min(lifetime, _LONGEST_TTL)
         if (
             plan.cache_strategy is CacheStrategy.NEVER
             or result.status is not ExecutionStatus.SUCCESS
+            or "joined_run" in result.metadata  # a joiner's copy leaves out what the code cost
             or lifetime <= 0
         ):
             return None
@@ -148,7 +154,8 @@ class PTCCacheManager:
 
     def __init__(self, redis_client: Redis | None = None) -> None:
         """Use the given client, or connect to `REDIS_URL` when first needed."""
-        self._client = redis_client
+        self._given = redis_client
+        self._own: tuple[asyncio.AbstractEventLoop, Redis] | None = None
         self._away = False
 
     @staticmethod
@@ -176,14 +183,19 @@ class PTCCacheManager:
             texts = await client.mget(keys)
             entries = (CacheEntry.parse(*texts[i : i + 2]) for i in range(0, len(texts), 2))
             hit = next((entry.hit_for(plan) for entry in entries if entry and entry.serves(plan)), None)
-            await client.hincrby(CACHE_STATS, "hits" if hit else "misses", 1)
+            with suppress(RedisError):  # a server that is full refuses to count and still answers
+                await client.hincrby(CACHE_STATS, "hits" if hit else "misses", 1)
             return hit
 
         return await self._degrading(read, None)
 
     async def set(self, plan: PTCExecutionPlan, result: PTCArtifactResult, ttl: int | None = None) -> bool:
         """Store a successful result for `ttl` seconds (default: the plan's); tell whether it was stored."""
-        write = CacheWrite.of(plan, result, ttl)
+        try:
+            write = CacheWrite.of(plan, result, ttl)
+        except PydanticSerializationError as error:
+            log.warning("result not cached: %s", error)
+            return False
         if write is None:
             return False
 
@@ -236,27 +248,38 @@ class PTCCacheManager:
 
     async def close(self) -> None:
         """Close the connection."""
-        if self._client is not None:
-            await self._client.aclose()
+        if self._given is not None:
+            await self._given.aclose()
+        elif self._own is not None:
+            await self._own[1].aclose()
+            self._own = None
 
     async def _degrading(self, ask: Callable[[Redis], Awaitable[T]], default: T) -> T:
         """Ask Redis, or answer with the default while it is away; say so once per absence."""
-        if self._client is None:
-            self._client = Redis.from_url(
+        try:
+            answer = await ask(self._client())
+        except _AWAY as error:
+            if not self._away:
+                log.warning("cache is off: Redis does not answer (%s)", type(error).__name__)
+            self._away = True
+            return default
+        self._away = False
+        return answer
+
+    def _client(self) -> Redis:
+        """Give the client; our own one belongs to the loop it was made on, and callers may bring another."""
+        if self._given is not None:
+            return self._given
+        loop = asyncio.get_running_loop()
+        if self._own is None or self._own[0] is not loop:
+            client = Redis.from_url(
                 RedisSettings.from_environment().url,
                 socket_timeout=5,
                 socket_connect_timeout=2,
                 retry=Retry(NoBackoff(), 1),
             )
-        try:
-            answer = await ask(self._client)
-        except _AWAY as error:
-            if not self._away:
-                log.warning("cache is off: Redis cannot be reached (%s)", type(error).__name__)
-            self._away = True
-            return default
-        self._away = False
-        return answer
+            self._own = (loop, client)
+        return self._own[1]
 
 
 def _serves(plan: PTCExecutionPlan, cached: PTCArtifactResult, meta: CacheMeta | None) -> bool:

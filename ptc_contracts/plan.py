@@ -5,14 +5,15 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from enum import Enum
 from math import isfinite
-from typing import Any, Self
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 DEFAULT_CACHE_TTL = 3600
 """Seconds a result stays in the cache when neither caller nor plan says."""
 
 _MAX_ARCHITECTURE_DEPTH = 100
+_MAX_INTEGER_BITS = 1024
 
 
 class LLMProvider(str, Enum):
@@ -90,13 +91,14 @@ class PTCExecutionPlan(BaseModel):
             raise ValueError("execution_id cannot be empty")
         return value.strip()
 
-    @model_validator(mode="after")
-    def _buildable(self) -> Self:
-        if not self.scaffolding.task_description.strip():
+    @field_validator("scaffolding")
+    @classmethod
+    def _buildable(cls, value: ScaffoldingSpec) -> ScaffoldingSpec:
+        if not value.task_description.strip():
             raise ValueError("scaffolding.task_description cannot be empty")
-        if self.scaffolding.architecture is not None:
-            _require_json(self.scaffolding.architecture, "scaffolding.architecture")
-        return self
+        if value.architecture is not None:
+            _require_json(value.architecture, "scaffolding.architecture")
+        return value
 
 
 def _require_json(value: object, where: str, depth: int = 0) -> None:
@@ -120,6 +122,8 @@ def _not_json(value: object) -> str | None:
     match value:
         case str() if not _is_utf8(value):
             return f"{value!r} is not valid Unicode"
+        case int() if value.bit_length() > _MAX_INTEGER_BITS:
+            return "a number is too large"
         case float() if not isfinite(value):
             return f"{value} is not a JSON number"
         case None | str() | float() | int():

@@ -81,7 +81,7 @@ class TestResult(BaseModel):
     """Tests that passed."""
     tests_failed: int = Field(default=0, ge=0)
     """Tests that failed, raised an error or never finished."""
-    duration_seconds: float = Field(ge=0)
+    duration_seconds: float = Field(ge=0, allow_inf_nan=False)
     """Wall time of the command."""
 
     @property
@@ -136,7 +136,7 @@ class PTCArtifactResult(BaseModel):
     """When the first stage began."""
     completed_at: datetime
     """When the last stage ended."""
-    duration_seconds: float = Field(ge=0)
+    duration_seconds: float = Field(ge=0, allow_inf_nan=False)
     """Seconds between the two."""
     from_cache: bool = False
     """Whether the result was served from the cache."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import Enum
@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 from pydantic import TypeAdapter
 from redis import Redis
 from redis.backoff import ExponentialBackoff
+from redis.exceptions import RedisError
 from redis.retry import Retry
 
 from ptc_contracts.cache import CacheEntry, CacheWrite
@@ -76,21 +77,20 @@ _SUBMIT = (
     + """
 -- KEYS: run, callers, claim, attempt, active, stats, then the meta key of each cache entry that was looked at
 -- ARGV: run id, exclusive ('1' = joins none), n fields, field/value pairs…, seen metas…
--- Returns: what was done, run id, whether somebody else started it, whether its message was sent
-local fields = 2 * tonumber(ARGV[3])
-for i = 7, #KEYS do
-  if (redis.call('GET', KEYS[i]) or '') ~= ARGV[3 + fields + i - 6] then return {'look'} end
-end
-if #KEYS > 6 then redis.call('HINCRBY', KEYS[6], 'misses', 1) end
+-- Returns: what was done, run id, whether somebody else started it
 local function answer(how, id)
-  local h = redis.call('HMGET', 'ptc:run:' .. id, 'attempt', 'published')
-  return {how, id, h[1] == KEYS[4] and '0' or '1', h[2] or '0'}
+  return {how, id, redis.call('HGET', 'ptc:run:' .. id, 'attempt') == KEYS[4] and '0' or '1'}
 end
 local function known(id)
   return id and redis.call('HGET', 'ptc:run:' .. id, 'state')
 end
 local retried = redis.call('GET', KEYS[4])
 if known(retried) then return answer('retry', retried) end
+local fields = 2 * tonumber(ARGV[3])
+for i = 7, #KEYS do
+  if (redis.call('GET', KEYS[i]) or '') ~= ARGV[3 + fields + i - 6] then return {'look'} end
+end
+if #KEYS > 6 then redis.call('HINCRBY', KEYS[6], 'misses', 1) end
 local claimed = ARGV[2] ~= '1' and redis.call('GET', KEYS[3])
 local state = known(claimed)
 if state and state ~= 'ended' then
@@ -188,6 +188,9 @@ if ARGV[2] ~= '' then
   kept = redis.call('HGET', KEYS[2], ARGV[2])
 end
 local h = redis.call('HMGET', KEYS[1], 'state', 'fence')
+if h[1] == 'ended' then
+  for i = 2, 3 do redis.call('EXPIRE', KEYS[i], redis.call('TTL', KEYS[1])) end
+end
 return {(h[1] == 'running' and h[2] == ARGV[1]) and 1 or 0, kept}
 """
 
@@ -270,7 +273,7 @@ class Submission:
     joined: bool = False
     """Whether the run was started by somebody else."""
     unpublished: bool = False
-    """Whether the run's message has yet to be sent, by whoever reads this."""
+    """Whether the run is new, so that whoever reads this owes it its first message."""
 
 
 class Unsent(NamedTuple):
@@ -348,12 +351,14 @@ class RunStore:
         """Answer the plan from the cache, join the run that works on it, or make a new one, atomically.
 
         The cache is looked at first, and judged here; the script then refuses unless what was judged is
-        still what the cache holds, so that a run which ended in between is not started again.
+        still what the cache holds, so that a run which ended in between is not started again. A retry finds
+        its own run first: whoever missed an answer gets that one, with what it cost.
         """
         key, mark = cache_key(plan), digest(plan)
         run_id = new_run_id(key)
         exclusive = plan.cache_strategy is CacheStrategy.NEVER
         names = [] if exclusive else cache_names(plan)
+        attempt = attempt_key(mark, plan.execution_id)
         record = {
             "schema_version": SCHEMA_VERSION,
             "run_id": run_id,
@@ -368,7 +373,7 @@ class RunStore:
         }
         pairs: list[Any] = [item for pair in record.items() for item in pair]
         while True:
-            hit, seen = self._look(plan, names)
+            hit, seen = self._look(plan, names, attempt)
             if hit:
                 return Submission(hit=hit)
             answer = _texts(
@@ -377,7 +382,7 @@ class RunStore:
                         run_key(run_id),
                         callers_key(run_id),
                         claim_key(key, mark),
-                        attempt_key(mark, plan.execution_id),
+                        attempt,
                         ACTIVE_RUNS,
                         CACHE_STATS,
                         *(meta_key(name) for name in names),
@@ -386,19 +391,24 @@ class RunStore:
                 )
             )
             if answer[0] != "look":
-                _, found, joined, published = answer
-                return Submission(run_id=found, joined=joined == "1", unpublished=published == "0")
+                how, found, joined = answer
+                return Submission(run_id=found, joined=joined == "1", unpublished=how == "new")
 
-    def _look(self, plan: PTCExecutionPlan, names: list[str]) -> tuple[PTCArtifactResult | None, list[bytes]]:
+    def _look(
+        self, plan: PTCExecutionPlan, names: list[str], attempt: str
+    ) -> tuple[PTCArtifactResult | None, list[bytes]]:
         """Judge the plan's cache entries; return a hit or None, and the metas that were judged."""
         if not names:
             return None, []
         keys = [key for name in names for key in (exec_key(name), meta_key(name))]
-        texts = cast("list[bytes | None]", self.redis.mget(keys))
+        retried, *texts = cast("list[bytes | None]", self.redis.mget(attempt, *keys))
+        if retried is not None:
+            return None, [meta or b"" for meta in texts[1::2]]
         entries = (CacheEntry.parse(*texts[i : i + 2]) for i in range(0, len(texts), 2))
         hit = next((entry.hit_for(plan) for entry in entries if entry and entry.serves(plan)), None)
         if hit:
-            self.redis.hincrby(CACHE_STATS, "hits", 1)
+            with suppress(RedisError):  # a server that is full refuses to count and still answers
+                self.redis.hincrby(CACHE_STATS, "hits", 1)
         return hit, [meta or b"" for meta in texts[1::2]]
 
     def mark_published(self, run_id: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from typing import TYPE_CHECKING, Self
-from urllib.parse import quote, urlsplit, urlunsplit
+from urllib.parse import SplitResult, quote, urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -36,7 +36,7 @@ class RedisSettings(BaseModel):
         if not (url := environ.get("REDIS_URL", "").strip()):
             port = _whole_number(environ, "REDIS_PORT", 6379)
             url = f"redis://localhost:{port}/{_whole_number(environ, 'REDIS_DB', 0)}"
-        parts = urlsplit(url)
+        parts = _split(url)
         if parts.scheme not in _SCHEMES:
             raise ConfigurationError(
                 f"REDIS_URL must start with one of {', '.join(f'{s}://' for s in sorted(_SCHEMES))}"
@@ -46,23 +46,45 @@ class RedisSettings(BaseModel):
             parts = parts._replace(netloc=f"{user}:{quote(password, safe='')}@{host}")
         if parts.scheme in _SOCKET_SCHEMES:
             query = parts.query.replace("virtual_host=", "db=")
-            return cls(url=urlunsplit(parts._replace(scheme="unix", query=query)))
-        return cls(url=urlunsplit(parts))
+            return cls(url=_joined(parts._replace(scheme="unix", query=query)))
+        return cls(url=_joined(parts))
 
     @property
     def celery_url(self) -> str:
         """The same address as Celery reads it: sockets are `redis+socket://`, the database `virtual_host`."""
         parts = urlsplit(self.url)
+        if parts.scheme == "rediss" and "ssl_cert_reqs" not in parts.query:
+            query = "&".join(filter(None, (parts.query, "ssl_cert_reqs=CERT_REQUIRED")))  # Celery insists
+            return _joined(parts._replace(query=query))
         if parts.scheme != "unix":
             return self.url
         query = parts.query.replace("db=", "virtual_host=")
-        return urlunsplit(parts._replace(scheme="redis+socket", query=query or "virtual_host=0"))
+        return _joined(parts._replace(scheme="redis+socket", query=query or "virtual_host=0"))
 
     @property
     def shown(self) -> str:
         """The address without its password, for messages."""
         parts = urlsplit(self.url)
-        return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
+        return _joined(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
+
+
+def _split(url: str) -> SplitResult:
+    """Take an address apart, refusing a port or a database that is no number."""
+    parts = urlsplit(url)
+    try:
+        _ = parts.port
+    except ValueError:
+        raise ConfigurationError("REDIS_URL has a port that is not a number up to 65535") from None
+    database = parts.path.strip("/") if parts.scheme in {"redis", "rediss"} else ""
+    if database and not database.isdecimal():
+        raise ConfigurationError(f"REDIS_URL has a database that is not a whole number: {database!r}")
+    return parts
+
+
+def _joined(parts: SplitResult) -> str:
+    """Write an address; unlike `urlunsplit` it keeps the slashes of an empty host, which sockets have."""
+    query = f"?{parts.query}" if parts.query else ""
+    return f"{parts.scheme}://{parts.netloc}{parts.path}{query}"
 
 
 def _whole_number(environ: Mapping[str, str], name: str, default: int) -> int:

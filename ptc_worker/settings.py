@@ -82,7 +82,9 @@ class WorkerSettings(BaseSettings):
     """Where the environments of installed dependencies are kept."""
     max_concurrent_executions: int = Field(default=10, ge=1)
     """Stages that one worker process works on at a time."""
-    ptc_log_level: Literal["debug", "info", "warning", "error"] = "info"
+    daytona_api_url: str | None = None
+    """Address of Daytona, which is not used yet; the outdated one that many have draws a warning."""
+    ptc_log_level: Literal["debug", "info", "warning", "error", "critical"] = "info"
     """The least severe log lines that are shown."""
 
     @field_validator("ptc_allowed_dependencies", mode="before")
@@ -113,7 +115,8 @@ class WorkerSettings(BaseSettings):
     def provider(self, name: LLMProvider) -> ProviderSettings:
         """Gather what is known of one provider."""
         prefix = _ENV_PREFIX.get(name, name.name).lower()
-        key: SecretStr | None = getattr(self, f"{prefix}_api_key")
+        secret: SecretStr | None = getattr(self, f"{prefix}_api_key")
+        key = secret.get_secret_value().strip() if secret else None
         base_url: str | None = getattr(self, f"{prefix}_base_url")
         if key and not base_url:
             base_url = _DEFAULT_BASE_URLS[name]
@@ -121,7 +124,7 @@ class WorkerSettings(BaseSettings):
             name=name.value,
             model=getattr(self, f"{prefix}_model"),
             base_url=base_url,
-            api_key=key.get_secret_value() if key else None,
+            api_key=key or None,
         )
 
 

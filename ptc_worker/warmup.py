@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 _INSTALL_SECONDS = 120.0
+_OUTDATED_DAYTONA = "https://api.daytona.io/v1"
 
 
 def warm_up(settings: WorkerSettings, queues: Collection[str]) -> None:
@@ -28,6 +29,8 @@ def warm_up(settings: WorkerSettings, queues: Collection[str]) -> None:
 
     Only what the worker's queues need. Nothing depends on it: what fails here is told again where it matters.
     """
+    if (settings.daytona_api_url or "").rstrip("/") == _OUTDATED_DAYTONA:
+        log.warning("daytona_api_url_outdated", value=_OUTDATED_DAYTONA, use="https://app.daytona.io/api")
     if Stage.GENERATE.value in queues:
         names = [name.value for name in LLMProvider if open_configured(name, settings) is not None]
         log.info("providers_ready", configured=names)

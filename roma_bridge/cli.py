@@ -10,15 +10,18 @@ from contextlib import ExitStack, contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn, TextIO
+from uuid import uuid4
 
 import click
 from dotenv import load_dotenv
 
 from ptc_contracts import (
+    CacheStrategy,
     ExecutionStatus,
     InvalidPlanError,
     PTCArtifactResult,
     PTCError,
+    PTCExecutionPlan,
     RunNotFinishedError,
     ServerUnavailableError,
 )
@@ -114,7 +117,7 @@ def enqueue(
     with _plain_errors(), _interruptible(), ExitStack() as stack:
         from roma_bridge.client import PTC, read_plan  # Celery takes 0.2 s: not for --help
 
-        checked = read_plan(text)
+        checked = _for_replay(read_plan(text)) if replay else read_plan(text)
         here: LocalStack | None = None
         if local:
             from roma_bridge.local import local_stack
@@ -137,6 +140,12 @@ def enqueue(
     sys.exit(_STATUS_EXIT[result.status])
 
 
+def _for_replay(plan: PTCExecutionPlan) -> PTCExecutionPlan:
+    """Let what is replayed be a run of its own, which no cache keeps: the server may be the user's."""
+    own = {"cache_strategy": CacheStrategy.NEVER, "execution_id": f"{plan.execution_id}-{uuid4().hex[:8]}"}
+    return plan.model_copy(update=own)
+
+
 def _follow(handle: PlanHandle, timeout: float | None, here: LocalStack | None) -> PTCArtifactResult:
     """Wait for the result, with a line for every step on the way."""
     watch = _Watch()
@@ -155,7 +164,8 @@ def _follow(handle: PlanHandle, timeout: float | None, here: LocalStack | None) 
                 watch.say("no worker answers; start one with: celery -A ptc_worker worker")
         time.sleep(_GLANCE_SECONDS)
     result = handle.get(timeout=0)
-    watch.tell_history([IterationNote.model_validate(note) for note in result.metadata.get("history", [])])
+    if not result.from_cache:
+        watch.tell_history([IterationNote.model_validate(note) for note in result.metadata["history"]])
     return result
 
 
@@ -233,7 +243,7 @@ def summary(result: PTCArtifactResult, folder: Path | None) -> str:
             f"{f' (isolation: {isolation})' if isolation else ''}"
         )
         marks = {"passed": click.style("✓", fg="green")}
-        for test in result.metadata.get("tests", []):
+        for test in _tests_in(result):
             mark = marks.get(test["outcome"], click.style("✗", fg="red"))
             lines.append(
                 f"            {mark} {test['id']}"
@@ -249,10 +259,17 @@ def summary(result: PTCArtifactResult, folder: Path | None) -> str:
     ]
     if result.from_cache:
         lines.append(
-            f"  saved     {result.metadata.get('saved_tokens', 0):,} tokens, "
-            f"${result.metadata.get('saved_cost_usd', 0):.4f}"
+            f"  saved     {result.metadata.get('saved_tokens') or 0:,} tokens, "
+            f"${result.metadata.get('saved_cost_usd') or 0:.4f}"
         )
     return "\n".join(lines)
+
+
+def _tests_in(result: PTCArtifactResult) -> list[dict[str, str]]:
+    """List the tests that a result tells of; one from the cache may be a stranger's."""
+    tests = result.metadata.get("tests")
+    known = tests if isinstance(tests, list) else []
+    return [test for test in known if isinstance(test, dict) and {"id", "outcome"} <= test.keys()]
 
 
 @contextmanager

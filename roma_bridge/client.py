@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import time
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -11,7 +12,9 @@ from typing import TYPE_CHECKING, Any
 from celery import Celery
 from kombu.exceptions import OperationalError
 from pydantic import ValidationError
+from pydantic_core import PydanticSerializationError
 from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import RedisError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from ptc_contracts import (
@@ -57,14 +60,14 @@ class PTC:
             ServerUnavailableError: Redis cannot be reached; nothing was submitted, or the next submission of
                 the same plan finds what was.
         """
-        checked = with_defaults(read_plan(plan))
+        checked = read_plan(plan)
         try:
             submission = self.store.submit(checked)
-        except _AWAY as error:
+        except (RedisError, *_AWAY) as error:
             raise self._unavailable(error) from error
         if submission.unpublished:
             # A run without its message is published by the workers' recovery; the caller need not know.
-            with suppress(*_AWAY):
+            with suppress(RedisError, *_AWAY):
                 self._publish(submission.run_id, cache_key(checked))
         return PlanHandle(
             ptc=self, plan=checked, run_id=submission.run_id, joined=submission.joined, _hit=submission.hit
@@ -85,6 +88,8 @@ class PTC:
         self.store.mark_published(run_id)
 
     def _unavailable(self, error: Exception) -> ServerUnavailableError:
+        if isinstance(error, ResponseError):
+            return ServerUnavailableError(f"Redis at {self.settings.shown} refuses: {error}")
         return ServerUnavailableError(
             f"Redis at {self.settings.shown} cannot be reached ({type(error).__name__}): start it, or set REDIS_URL"
         )
@@ -195,18 +200,31 @@ def submit_plan(plan: PTCExecutionPlan | Mapping[str, Any] | str) -> PlanHandle:
 
 
 def read_plan(plan: PTCExecutionPlan | Mapping[str, Any] | str | bytes) -> PTCExecutionPlan:
-    """Read a plan.
+    """Read a plan, and fill in the installation's defaults where its author left a field unset.
+
+    A model is read again, for it may have been changed or copied without validation since it was made.
 
     Raises:
         InvalidPlanError: with a line for every field that breaks the contract.
+        ConfigurationError: a default from the environment does not fit the plan.
     """
     try:
         if isinstance(plan, str | bytes):
-            return PTCExecutionPlan.model_validate_json(plan)
-        return PTCExecutionPlan.model_validate(plan)
+            text = plan.encode() if isinstance(plan, str) else plan
+            given = PTCExecutionPlan.model_validate_json(text.removeprefix(codecs.BOM_UTF8))
+        else:
+            given = PTCExecutionPlan.model_validate(plan)
+        return with_defaults(_as_received(given), set_by_author=given.model_fields_set)
     except ValidationError as error:
         lines = [f"{_place(e['loc'])}: {e['msg'].removeprefix('Value error, ')}" for e in error.errors()]
         raise InvalidPlanError("\n".join(lines)) from None
+    except (PydanticSerializationError, UnicodeEncodeError) as error:
+        raise InvalidPlanError(f"plan: it cannot be written as JSON: {error}") from None
+
+
+def _as_received(plan: PTCExecutionPlan) -> PTCExecutionPlan:
+    """Give the plan as a worker will read it; values that do not fit their fields are refused on the way."""
+    return PTCExecutionPlan.model_validate_json(plan.model_dump_json(warnings=False))
 
 
 def _place(location: tuple[int | str, ...]) -> str:

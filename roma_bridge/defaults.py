@@ -10,12 +10,14 @@ from pydantic import TypeAdapter, ValidationError
 from ptc_contracts import CacheStrategy, ConfigurationError, LLMProvider, PTCExecutionPlan
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
 
 _NONE = {"none", "null", "-"}
 
 
-def with_defaults(plan: PTCExecutionPlan, environ: Mapping[str, str] = os.environ) -> PTCExecutionPlan:
+def with_defaults(
+    plan: PTCExecutionPlan, set_by_author: Collection[str], environ: Mapping[str, str] = os.environ
+) -> PTCExecutionPlan:
     """Fill the fields that the plan leaves unset from the variables in `_FIELDS`.
 
     Raises:
@@ -24,7 +26,7 @@ def with_defaults(plan: PTCExecutionPlan, environ: Mapping[str, str] = os.enviro
     update: dict[str, Any] = {}
     for variable, field in _FIELDS:
         text = environ.get(variable, "").strip()
-        if text and field not in plan.model_fields_set and field not in update:
+        if text and field not in set_by_author and field not in update:
             update[field] = _read(variable, field, text)
     if not update:
         return plan

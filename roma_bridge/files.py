@@ -27,16 +27,19 @@ def write_files(result: PTCArtifactResult, directory: Path, *, overwrite: bool =
     Raises:
         UnwritableError: a file cannot be written, or may not be.
     """
-    directory.mkdir(parents=True, exist_ok=True)
     root = directory.resolve()
     written = []
-    for artifact in result.artifacts:
-        target = root / artifact.file_path
+    contents = {
+        artifact.file_path: artifact.content for artifact in result.artifacts
+    }  # of two, the last counts
+    for path, content in contents.items():
+        target = root / path
         try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            if not target.parent.resolve().is_relative_to(root):
+            existing = next(folder for folder in target.parents if folder.exists())
+            if existing.is_relative_to(root) and not existing.resolve().is_relative_to(root):
                 raise UnwritableError(f"{target} was not written: its folder leads out of {root}")
-            _write(target, artifact.content.encode(), overwrite=overwrite)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            _write(target, content.encode(), overwrite=overwrite)
         except OSError as error:
             raise UnwritableError(f"{target} was not written: {error.strerror or error}") from error
         written.append(target)

@@ -132,8 +132,8 @@ def test_a_result_that_arrives_between_look_and_claim_is_found(store: RunStore) 
     run = begun(store, make_plan(execution_id="worker"))
 
     class SubmitterThatIsLate(RunStore):
-        def _look(self, plan: PTCExecutionPlan, names: list[str]) -> Any:
-            seen = super()._look(plan, names)
+        def _look(self, plan: PTCExecutionPlan, names: list[str], attempt: str) -> Any:
+            seen = super()._look(plan, names, attempt)
             if store.status(run.run_id).state is not RunState.ENDED:
                 store.finish(run, ExecutionStatus.SUCCESS, progress=green())
             return seen

@@ -362,6 +362,14 @@ VERDICTS = [
         1,
     ),
     (
+        "raises text that is not Unicode",
+        "def test_a():\n    raise ValueError(chr(0xd800))",
+        {},
+        Outcome.FAILED,
+        0,
+        1,
+    ),
+    (
         "is asynchronous",
         "import pytest\n@pytest.mark.asyncio\nasync def test_a():\n    pass",
         {},

@@ -139,6 +139,7 @@ SMART_CASES = [
     ({"context": "c"}, {}, {}, False),
     ({}, {}, {"fingerprint": "0123456789abcdef"}, False),
     ({"context": "c"}, {}, {"fingerprint": fingerprint(make_plan(context="c"))}, True),
+    ({}, {}, {"ttl": None, "execution_id": None, "cache_key": None}, True),
     ({}, {"status": "FAILURE"}, {}, False),
 ]
 
@@ -163,6 +164,26 @@ def test_smart_takes_only_what_was_right_for_this_plan(
         return await cache.get(plan) is not None
 
     assert with_cache(use) is serves
+
+
+def test_a_lifetime_without_end_is_bounded() -> None:
+    """Redis refuses what lies too far ahead."""
+    assert with_cache(lambda cache, _: cache.set(make_plan(cache_ttl=10**17), make_result())) is True
+
+
+def test_a_joiners_copy_is_not_stored_over_the_original() -> None:
+    """It leaves out what the code cost, and later hits would tell of no saving."""
+    copy = make_result(metadata={"joined_run": "x"}, llm_usage=[])
+
+    assert with_cache(lambda cache, _: cache.set(make_plan(), copy)) is False
+
+
+def test_one_manager_serves_callers_on_several_loops(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Synchronous callers bring a new one each time."""
+    monkeypatch.setenv("REDIS_URL", "redis://127.0.0.1:1")
+    cache = PTCCacheManager()
+
+    assert [asyncio.run(cache.get(make_plan())) for _ in range(2)] == [None, None]
 
 
 def test_always_takes_any_entry() -> None:

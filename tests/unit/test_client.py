@@ -1,0 +1,203 @@
+"""What the bridge does before it reaches Redis: reading plans, defaults, addresses, and writing files."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from support import make_plan
+
+from ptc_contracts import CodeArtifact, ConfigurationError, InvalidPlanError, PTCArtifactResult
+from ptc_contracts.settings import RedisSettings
+from roma_bridge.client import read_plan
+from roma_bridge.defaults import with_defaults
+from roma_bridge.files import UnwritableError, write_files
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def test_a_plan_may_be_a_model_a_dict_or_json() -> None:
+    """All three mean the same; a byte order mark does not count."""
+    plan = make_plan()
+
+    forms: list[Any] = [plan, plan.model_dump(), plan.model_dump_json(), "\ufeff" + plan.model_dump_json()]
+    assert [read_plan(form) for form in forms] == [plan] * 4
+
+
+def test_a_model_that_was_copied_without_validation_is_validated() -> None:
+    """`model_copy` and assignments check nothing; a worker would choke on it."""
+    with pytest.raises(InvalidPlanError, match="max_iterations: Input should be less than or equal to 10"):
+        read_plan(make_plan().model_copy(update={"max_iterations": 20}))
+
+
+def test_a_change_in_place_is_not_lost() -> None:
+    """Callers fill lists after they made the plan."""
+    plan = make_plan()
+    plan.scaffolding.requirements.append("more")
+    plan.metadata["from"] = "here"
+
+    assert (read_plan(plan).scaffolding.requirements, read_plan(plan).metadata) == (
+        ["more"],
+        {"from": "here"},
+    )
+
+
+@pytest.mark.parametrize(
+    "fields", [{"metadata": {"x": object()}}, {"metadata": {"x": "\ud800"}}, {"metadata": {"x": b"\xff"}}]
+)
+def test_what_cannot_be_written_as_json_is_an_invalid_plan(fields: dict[str, Any]) -> None:
+    """Told before anything is sent."""
+    with pytest.raises(InvalidPlanError, match="cannot be written as JSON"):
+        read_plan(make_plan(**fields))
+
+
+def test_every_error_is_told_with_its_field() -> None:
+    """Blank texts and bounds at once."""
+    with pytest.raises(InvalidPlanError) as caught:
+        read_plan({"execution_id": " ", "scaffolding": {"task_description": ""}, "max_iterations": 0})
+
+    assert [line.partition(":")[0] for line in str(caught.value).splitlines()] == [
+        "execution_id",
+        "scaffolding",
+        "max_iterations",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "field", "filled"),
+    [
+        ("LLM_PROVIDER", "anthropic", "primary_llm", "claude"),
+        ("PTC_PRIMARY_LLM", "OpenAI", "primary_llm", "openai"),
+        ("PTC_FALLBACK_LLM", "none", "fallback_llm", None),
+        ("PTC_FALLBACK_LLM", "openrouter", "fallback_llm", "openrouter"),
+        ("DEFAULT_TIMEOUT", "77", "timeout_seconds", 77),
+        ("DEFAULT_MAX_ITERATIONS", "5", "max_iterations", 5),
+        ("PTC_CACHE_ENABLED", "false", "cache_strategy", "never"),
+        ("PTC_CACHE_TTL", "9", "cache_ttl", 9),
+    ],
+)
+def test_a_variable_fills_the_field_that_was_left_unset(
+    variable: str, value: str, field: str, filled: object
+) -> None:
+    """And leaves it alone where the author wrote something."""
+    plan = make_plan()
+
+    assert getattr(with_defaults(plan, set(), {variable: value}), field) == filled
+    assert with_defaults(plan, {field}, {variable: value}) == plan
+
+
+@pytest.mark.parametrize(
+    ("environment", "url", "celery_url"),
+    [
+        ({}, "redis://localhost:6379/0", "redis://localhost:6379/0"),
+        ({"REDIS_PORT": "7", "REDIS_DB": "3"}, "redis://localhost:7/3", "redis://localhost:7/3"),
+        (
+            {"REDIS_PASSWORD": "p@ss/word"},
+            "redis://:p%40ss%2Fword@localhost:6379/0",
+            "redis://:p%40ss%2Fword@localhost:6379/0",
+        ),
+        (
+            {"REDIS_URL": "redis://:one@host:1/2", "REDIS_PASSWORD": "two"},
+            "redis://:one@host:1/2",
+            "redis://:one@host:1/2",
+        ),
+        (
+            {"REDIS_URL": "rediss://host:1/2"},
+            "rediss://host:1/2",
+            "rediss://host:1/2?ssl_cert_reqs=CERT_REQUIRED",
+        ),
+        (
+            {"REDIS_URL": "redis+socket://:p@/a/socket?virtual_host=4"},
+            "unix://:p@/a/socket?db=4",
+            "redis+socket://:p@/a/socket?virtual_host=4",
+        ),
+        ({"REDIS_URL": "unix:///a/socket"}, "unix:///a/socket", "redis+socket:///a/socket?virtual_host=0"),
+    ],
+)
+def test_the_address_is_spelt_for_redis_py_and_for_celery(
+    environment: dict[str, str], url: str, celery_url: str
+) -> None:
+    """Either spelling may be given; the variables complete each other."""
+    settings = RedisSettings.from_environment(environment)
+
+    assert (settings.url, settings.celery_url) == (url, celery_url)
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {"REDIS_URL": "localhost"},
+        {"REDIS_URL": "redis://localhost:many/0"},
+        {"REDIS_URL": "redis://localhost:99999/0"},
+        {"REDIS_URL": "redis://localhost/first"},
+        {"REDIS_DB": "-1"},
+    ],
+)
+def test_an_address_that_cannot_be_understood_names_its_variable(environment: dict[str, str]) -> None:
+    """Before anything is connected."""
+    (variable,) = environment
+
+    with pytest.raises(ConfigurationError, match=variable):
+        RedisSettings.from_environment(environment)
+
+
+def test_an_address_is_shown_without_its_password() -> None:
+    """Messages hold it."""
+    assert RedisSettings(url="redis://user:secret@host:1/0").shown == "redis://host:1/0"
+
+
+def result_with(*files: tuple[str, str]) -> PTCArtifactResult:
+    """Make a result that holds these files."""
+    moment = "2026-01-01T00:00:00Z"
+    return PTCArtifactResult(
+        execution_id="x",
+        status="SUCCESS",
+        started_at=moment,
+        completed_at=moment,
+        duration_seconds=0,
+        artifacts=[CodeArtifact(file_path=path, content=content) for path, content in files],
+    )
+
+
+def test_files_are_written_below_the_directory(tmp_path: Path) -> None:
+    """Of two with one path, the last counts; writing the same again is fine."""
+    result = result_with(("a/b.py", "1"), ("c.py", "2"), ("c.py", "3"))
+
+    written = write_files(result, tmp_path / "out")
+    again = write_files(result, tmp_path / "out")
+
+    assert written == again
+    assert [path.read_text() for path in written] == ["1", "3"]
+
+
+def test_a_link_out_of_the_directory_is_not_followed(tmp_path: Path) -> None:
+    """Not even a folder is made beyond it."""
+    (tmp_path / "out").mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "out" / "link").symlink_to(tmp_path / "elsewhere")
+
+    with pytest.raises(UnwritableError, match="leads out"):
+        write_files(result_with(("link/new/deep.py", "1")), tmp_path / "out")
+    assert list((tmp_path / "elsewhere").iterdir()) == []
+
+
+def test_a_link_in_place_of_a_file_is_replaced_and_not_written_through(tmp_path: Path) -> None:
+    """Only where replacing was asked for."""
+    (tmp_path / "victim").write_text("mine")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "a.py").symlink_to(tmp_path / "victim")
+
+    with pytest.raises(UnwritableError, match="exists already"):
+        write_files(result_with(("a.py", "1")), tmp_path / "out")
+    write_files(result_with(("a.py", "1")), tmp_path / "out", overwrite=True)
+
+    assert ((tmp_path / "victim").read_text(), (tmp_path / "out" / "a.py").read_text()) == ("mine", "1")
+
+
+def test_a_directory_that_cannot_be_made_is_an_error_that_names_it(tmp_path: Path) -> None:
+    """A file is in the way."""
+    (tmp_path / "out").write_text("")
+
+    with pytest.raises(UnwritableError, match=r"out/a\.py was not written"):
+        write_files(result_with(("a.py", "1")), tmp_path / "out")
