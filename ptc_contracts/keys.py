@@ -96,6 +96,10 @@ ACTIVE_RUNS = "ptc:active"
 """Sorted set of the runs that have not ended; scored by the server time (ms) at which one is overdue."""
 
 
+SWEEPS = "ptc:sweeps"
+"""Hash of `last` and `since` (server time, ms): recovery's last sweep, and since when sweeps have not paused."""
+
+
 def cache_names(plan: PTCExecutionPlan) -> list[str]:
     """Name the plan's cache entries, best first: `{key}:{fingerprint}` if it has one, then `{key}`."""
     key, mark = cache_key(plan), fingerprint(plan)

@@ -19,6 +19,7 @@ from pydantic import TypeAdapter
 from redis import Redis
 from redis.backoff import ExponentialBackoff
 from redis.exceptions import RedisError
+from redis.exceptions import TimeoutError as RedisTimeoutError
 from redis.retry import Retry
 
 from ptc_contracts.cache import CacheEntry, CacheWrite
@@ -26,6 +27,7 @@ from ptc_contracts.errors import RunNotFoundError
 from ptc_contracts.keys import (
     ACTIVE_RUNS,
     CACHE_STATS,
+    SWEEPS,
     attempt_key,
     cache_key,
     cache_names,
@@ -56,6 +58,9 @@ SCHEMA_VERSION = 1
 LEASE_MS = 8_000
 """How long a worker may be silent before its run may move elsewhere."""
 
+SWEEP_MS = 2_000
+"""How often each worker looks for runs that need a message."""
+
 UNSENT_GRACE_MS = 1_000
 """How long the process that owes a run its message may take to send it."""
 
@@ -67,6 +72,8 @@ RETRY_TTL_SECONDS = 15 * 60
 
 OVERDUE_GRACE_MS = 10_000
 """How far past its deadline a run must be before a waiting client ends it in a worker's stead."""
+
+_CONFIRM_SECONDS = 2.0
 
 _HISTORY = TypeAdapter(list[IterationNote])
 
@@ -149,8 +156,10 @@ return lost
 )
 
 _PUBLISHED = """
--- KEYS: run, active   ARGV: run id. A queued run whose message was sent is overdue no more: it merely waits.
-if redis.call('HGET', KEYS[1], 'state') ~= 'queued' then return 0 end
+-- KEYS: run, active   ARGV: run id, stage, iteration of the message
+-- A queued run whose message was sent is overdue no more: it merely waits.
+local h = redis.call('HMGET', KEYS[1], 'state', 'stage', 'iteration')
+if h[1] ~= 'queued' or h[2] ~= ARGV[2] or h[3] ~= ARGV[3] then return 0 end
 redis.call('HSET', KEYS[1], 'published', 1)
 return redis.call('ZADD', KEYS[2], 'XX', 'inf', ARGV[1])
 """
@@ -158,15 +167,23 @@ return redis.call('ZADD', KEYS[2], 'XX', 'inf', ARGV[1])
 _RECLAIM = (
     _NOW
     + """
--- KEYS: active   ARGV: grace ms, most. Returns id, stage, key and iteration of each run that needs a message:
--- a running one whose lease has passed, and a queued one whose message nobody has sent. Whoever asks next
--- within the grace gets other runs, so one process at a time publishes a run.
+-- KEYS: active, sweeps   ARGV: grace ms, most, longest pause ms, lease ms
+-- Returns id, stage, key and iteration of each run that needs a message: a running one whose lease has passed, and
+-- a queued one whose message nobody has sent. Whoever asks next within the grace gets other runs, so one process at
+-- a time publishes a run. After a pause of all sweeps (this server stood still, or no worker was there) the leases
+-- say nothing until the living could have renewed them.
+local s = redis.call('HMGET', KEYS[2], 'last', 'since')
+if not s[1] or now - tonumber(s[1]) > tonumber(ARGV[3]) then s[2] = now end
+redis.call('HSET', KEYS[2], 'last', now, 'since', s[2])
+local steady = now - tonumber(s[2]) >= tonumber(ARGV[4])
 local found = {}
 for _, id in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', now - tonumber(ARGV[1]), 'LIMIT', 0, ARGV[2])) do
   local run = 'ptc:run:' .. id
   local h = redis.call('HMGET', run, 'state', 'stage', 'key', 'iteration')
-  if h[1] == 'running' then redis.call('HSET', run, 'state', 'queued', 'published', 0) end
-  if h[1] and h[1] ~= 'ended' then
+  if h[1] == 'running' and not steady then
+    redis.call('ZADD', KEYS[1], now, id)
+  elseif h[1] and h[1] ~= 'ended' then
+    if h[1] == 'running' then redis.call('HSET', run, 'state', 'queued', 'published', 0) end
     redis.call('ZADD', KEYS[1], now, id)
     found[#found + 1] = {id, h[2], h[3], h[4]}
   else
@@ -332,13 +349,13 @@ class RunStore:
         self._published, self._reclaim = register(_PUBLISHED), register(_RECLAIM)
 
     @classmethod
-    def connect(cls, settings: RedisSettings) -> RunStore:
-        """Open a store; nothing is sent before it is first used."""
+    def connect(cls, settings: RedisSettings, *, patience: float = 10.0) -> RunStore:
+        """Open a store; nothing is sent before it is first used. An answer may take `patience` seconds."""
         return cls(
             Redis.from_url(
                 settings.url,
-                socket_timeout=10,
-                socket_connect_timeout=3,
+                socket_timeout=patience,
+                socket_connect_timeout=min(patience, 3.0),
                 health_check_interval=30,
                 retry=Retry(ExponentialBackoff(cap=0.5, base=0.05), 3),
                 **({} if settings.url.startswith("unix:") else {"socket_keepalive": True}),
@@ -411,9 +428,9 @@ class RunStore:
                 self.redis.hincrby(CACHE_STATS, "hits", 1)
         return hit, [meta or b"" for meta in texts[1::2]]
 
-    def mark_published(self, run_id: str) -> None:
-        """Note that the message which asks for the run's stage was sent."""
-        self._published(keys=[run_key(run_id), ACTIVE_RUNS], args=[run_id])
+    def mark_published(self, run_id: str, stage: Stage, iteration: int) -> None:
+        """Note that the message which asks for this stage of the run was sent."""
+        self._published(keys=[run_key(run_id), ACTIVE_RUNS], args=[run_id, stage.value, iteration])
 
     def status(self, run_id: str) -> RunStatus:
         """Tell where a run is.
@@ -455,7 +472,8 @@ class RunStore:
         """
         with self.redis.pubsub() as listener:  # type: ignore[no-untyped-call]  # redis-py leaves it untyped
             listener.subscribe(ended_channel(run_id))
-            listener.get_message(timeout=None)  # the server's confirmation: from here on nothing is missed
+            if listener.get_message(timeout=_CONFIRM_SECONDS) is None:
+                raise RedisTimeoutError("the server did not confirm a subscription")
 
             def wait(seconds: float) -> None:
                 listener.get_message(timeout=seconds)
@@ -496,8 +514,15 @@ class RunStore:
 
     def reclaim(self, most: int = 50) -> list[Unsent]:
         """Take the runs that need a message: their worker fell silent, or whoever owed it never sent it."""
-        found = self._reclaim(keys=[ACTIVE_RUNS], args=[UNSENT_GRACE_MS, most])
-        return [Unsent(run_id, Stage(stage), key, int(n)) for run_id, stage, key, n in map(_texts, found)]
+        found = self._reclaim(
+            keys=[ACTIVE_RUNS, SWEEPS], args=[UNSENT_GRACE_MS, most, 2 * SWEEP_MS, LEASE_MS]
+        )
+        known = {stage.value for stage in Stage}  # a newer peer may know more
+        return [
+            Unsent(run_id, Stage(stage), key, int(n))
+            for run_id, stage, key, n in map(_texts, found)
+            if stage in known
+        ]
 
     def checkpoint(self, run: Run, name: str) -> Any:  # noqa: ANN401 whatever JSON was kept
         """Return what was kept under this name, None if nothing was."""

@@ -75,4 +75,4 @@ def leases() -> LeaseKeeper:
 def send(stage: Stage, run_id: str, key: str, iteration: int) -> None:
     """Publish the message that asks for a run's next stage, then note that it was sent."""
     app.send_task(**stage_message(stage, run_id, key, iteration))
-    store().mark_published(run_id)
+    store().mark_published(run_id, stage, iteration)

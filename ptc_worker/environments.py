@@ -10,6 +10,7 @@ import platform
 import shutil
 import subprocess
 import sys
+import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -48,21 +49,25 @@ def environment(cache_dir: Path, requirements: Sequence[str], timeout: float) ->
     folder = cache_dir / "environments" / hashlib.sha256(recipe.encode()).hexdigest()[:24]
     if (folder / _READY).exists():
         return folder
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with _locked(folder.with_suffix(".lock")):
+    deadline = time.monotonic() + timeout
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InstallError(f"PTC_CACHE_DIR cannot be used: {error}") from error
+    with _locked(folder.with_suffix(".lock"), deadline):
         if not (folder / _READY).exists():
             log.info("environment_building", packages=wanted)
             shutil.rmtree(folder, ignore_errors=True)
-            _uv(cache_dir, timeout, "venv", "--quiet", "--python", sys.executable, str(folder))
+            _uv(cache_dir, deadline, "venv", "--quiet", "--python", sys.executable, str(folder))
             python = str(folder / "bin" / "python")
             options = ("--quiet", "--python", python, "--only-binary", ":all:", "--compile-bytecode")
             # Copies, not links: what is mounted into a sandbox must not be the installer's own cache.
-            _uv(cache_dir, timeout, "pip", "install", *options, "--link-mode", "copy", "--", *wanted)
+            _uv(cache_dir, deadline, "pip", "install", *options, "--link-mode", "copy", "--", *wanted)
             (folder / _READY).touch()
     return folder
 
 
-def _uv(cache_dir: Path, timeout: float, *arguments: str) -> None:
+def _uv(cache_dir: Path, deadline: float, *arguments: str) -> None:
     passed = {
         name: value
         for name, value in os.environ.items()
@@ -84,7 +89,7 @@ def _uv(cache_dir: Path, timeout: float, *arguments: str) -> None:
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
-            timeout=timeout,
+            timeout=max(0.0, deadline - time.monotonic()),
             check=False,
         )
     except subprocess.TimeoutExpired:
@@ -94,7 +99,15 @@ def _uv(cache_dir: Path, timeout: float, *arguments: str) -> None:
 
 
 @contextmanager
-def _locked(path: Path) -> Iterator[None]:
+def _locked(path: Path, deadline: float) -> Iterator[None]:
+    """Hold a lock; wait for whoever builds the same set just now, but not past the deadline."""
     with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() >= deadline:
+                    raise TimeoutError("waiting for another installation took too long") from None
+                time.sleep(0.05)
         yield

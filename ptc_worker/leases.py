@@ -58,5 +58,8 @@ class LeaseKeeper:
             except (RedisError, OSError) as error:
                 log.warning("leases_not_renewed", runs=len(held), error=type(error).__name__)
                 continue
+            except Exception:
+                log.exception("leases_failed")  # a thread that ended here would be missed by nobody
+                continue
             for run_id in lost:
                 log.warning("lease_lost", run=run_id)

@@ -9,6 +9,8 @@ import structlog
 from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
 
+from ptc_contracts.runs import SWEEP_MS
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -16,9 +18,6 @@ if TYPE_CHECKING:
     from ptc_contracts.stages import Stage
 
 log = structlog.get_logger(__name__)
-
-SWEEP_SECONDS = 2.0
-"""One script per worker and sweep, whatever the number of runs."""
 
 
 class Recovery(threading.Thread):
@@ -30,13 +29,15 @@ class Recovery(threading.Thread):
         self._send = send
 
     def run(self) -> None:
-        """Sweep every two seconds; an outage of the server is waited out."""
+        """Sweep for as long as the process lives, with one script each time, whatever the number of runs."""
         pause = threading.Event()
-        while not pause.wait(SWEEP_SECONDS):
+        while not pause.wait(SWEEP_MS / 1000):
             try:
                 self.sweep()
             except (RedisError, OperationalError, OSError) as error:
                 log.warning("recovery_paused", error=type(error).__name__)
+            except Exception:
+                log.exception("recovery_failed")  # a thread that ended here would be missed by nobody
 
     def sweep(self) -> None:
         """Publish what needs a message now."""

@@ -230,6 +230,6 @@ def _isolation_warnings(isolation: str) -> list[str]:
 
 
 _UNISOLATED = (
-    "the tests ran without namespaces: limited and cleaned up, but able to read this worker's files and to use "
-    "its network"
+    "the tests ran without namespaces: limited and cleaned up, but able to read this worker's files and, where it "
+    "has no user of its own, its environment, and to use its network"
 )

@@ -58,6 +58,7 @@ _ERROR_EXIT = {ServerUnavailableError: 5, RunNotFinishedError: 6}
 
 _GLANCE_SECONDS = 0.1
 _NO_WORKER_SECONDS = 3.0
+_OVERDUE_SECONDS = 2.0
 
 
 @click.command(
@@ -150,7 +151,7 @@ def _follow(handle: PlanHandle, timeout: float | None, here: LocalStack | None) 
     """Wait for the result, with a line for every step on the way."""
     watch = _Watch()
     watch.say(_submission_line(handle))
-    asked_for_workers = here is not None
+    asked_for_workers, looked_after = here is not None, 0.0
     while not handle.from_cache:
         if here:
             here.check()
@@ -163,6 +164,9 @@ def _follow(handle: PlanHandle, timeout: float | None, here: LocalStack | None) 
             if not handle.ptc.app.control.ping(timeout=1.0):
                 watch.say("no worker answers; start one with: celery -A ptc_worker worker")
         time.sleep(_GLANCE_SECONDS)
+        if watch.seconds - looked_after > _OVERDUE_SECONDS:
+            looked_after = watch.seconds
+            handle.ptc.store.end_if_overdue(handle.run_id)  # where no worker is left to do it
     result = handle.get(timeout=0)
     if not result.from_cache:
         watch.tell_history([IterationNote.model_validate(note) for note in result.metadata["history"]])

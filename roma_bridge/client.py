@@ -85,7 +85,7 @@ class PTC:
 
     def _publish(self, run_id: str, key: str) -> None:
         self.app.send_task(**stage_message(Stage.GENERATE, run_id, key, iteration=1))
-        self.store.mark_published(run_id)
+        self.store.mark_published(run_id, Stage.GENERATE, 1)
 
     def _unavailable(self, error: Exception) -> ServerUnavailableError:
         if isinstance(error, ResponseError):
@@ -234,7 +234,7 @@ def _place(location: tuple[int | str, ...]) -> str:
 
 @cache
 def _store(settings: RedisSettings) -> RunStore:
-    return RunStore.connect(settings)
+    return RunStore.connect(settings, patience=2.0)  # callers have timeouts of their own to keep
 
 
 @cache

@@ -97,7 +97,7 @@ class Cluster:
         self.ptc.store.redis.hset(run_key(submission.run_id), "timeout_ms", round(seconds * 1000))
         key = submission.run_id.partition("-")[0]
         self.ptc.app.send_task(**stage_message(Stage.GENERATE, submission.run_id, key, 1))
-        self.ptc.store.mark_published(submission.run_id)
+        self.ptc.store.mark_published(submission.run_id, Stage.GENERATE, 1)
         return PlanHandle(ptc=self.ptc, plan=plan, run_id=submission.run_id)
 
     def calls_for(self, plan: PTCExecutionPlan) -> int:

@@ -6,7 +6,6 @@ import json
 import os
 import secrets
 import selectors
-import shutil
 import stat
 import subprocess
 import sys
@@ -42,6 +41,10 @@ _SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib64", "/etc/ld.so.cache", "/etc/
 _DRAIN_SECONDS = 5.0
 
 
+class NamespacesRefusedError(SandboxError):
+    """The system does not let us make namespaces."""
+
+
 class LocalSandbox:
     """One directory under the temporary one, and the processes that run in it."""
 
@@ -49,7 +52,7 @@ class LocalSandbox:
         self._memory = settings.ptc_sandbox_memory_mb * 2**20
         self._read_only = [*_SYSTEM, sys.base_prefix, *read_only]
         self._uid = 1_000_000 + secrets.randbelow(1_000_000) if os.getuid() == 0 else None
-        self._root: Path | None = None
+        self._parent: Path | None = None
         self.isolation = isolation()
 
     @property
@@ -59,17 +62,19 @@ class LocalSandbox:
 
     @property
     def _home(self) -> Path:
-        if self._root is None:
+        if self._parent is None:
             raise SandboxError("the sandbox is not there: not started, or destroyed")
-        return self._root
+        return self._parent / "box"
 
     def start(self) -> None:
-        """Make the directory."""
+        """Make the directory, in one of ours: what runs inside cannot rename its own away."""
         try:
-            self._root = Path(tempfile.mkdtemp(prefix="ptc-sandbox-")).resolve()
+            self._parent = Path(tempfile.mkdtemp(prefix="ptc-sandbox-")).resolve()
+            self._parent.chmod(0o711)
+            self._home.mkdir(mode=0o755)
+            self._own(self._home)
         except OSError as error:
             raise SandboxError(f"no sandbox directory: {error}") from error
-        self._own(self._root)
 
     def write(self, files: Mapping[str, bytes]) -> None:
         """Write files below the root, making the directories they need."""
@@ -122,19 +127,32 @@ class LocalSandbox:
         """Do nothing: no command outlives its `exec`."""
 
     def destroy(self) -> None:
-        """Remove the directory."""
-        if self._root is not None:
-            shutil.rmtree(self._root, onerror=_make_removable)
-            self._root = None
+        """Remove the directory, however deep it is and whatever rights were taken away in it."""
+        if self._parent is not None:
+            _remove(self._parent)
+            self._parent = None
 
     def _own(self, path: Path) -> None:
         if self._uid is not None:
             os.chown(path, self._uid, self._uid, follow_symlinks=False)
 
 
+def _remove(folder: Path) -> None:
+    """Remove a tree by the system's own tools: they neither recurse without end nor follow links."""
+    for command in (["rm", "-rf"], ["chmod", "-R", "u+rwX"], ["rm", "-rf"]):
+        subprocess.run([*command, "--", str(folder)], stderr=subprocess.DEVNULL, check=False)  # noqa: S603
+        if not folder.exists():
+            return
+    log.warning("sandbox_not_removed", folder=str(folder))
+
+
 @cache
 def isolation() -> str:
-    """Find out once what this system offers: `namespaces`, or `process` where it refuses them."""
+    """Find out once what this system offers: `namespaces`, or `process` where it refuses them.
+
+    Raises:
+        SandboxError: neither is known, for the attempt failed in another way; the next call tries again.
+    """
     with tempfile.TemporaryDirectory(prefix="ptc-sandbox-") as home:
         Path(home).chmod(0o755)
         try:
@@ -149,7 +167,7 @@ def isolation() -> str:
                 uid=1_000_000 if os.getuid() == 0 else None,
                 limits={},
             )
-        except SandboxError as error:
+        except NamespacesRefusedError as error:
             log.warning("sandbox_without_namespaces", reason=str(error))
             return "process"
     return "namespaces"
@@ -183,10 +201,12 @@ def _supervised(**spec: Any) -> ExecResult:  # noqa: ANN401 the fields of superv
             stdout, stderr, limited = _drain(process, whole.timeout + _DRAIN_SECONDS)
         finally:
             os.close(parent_write)  # tells the supervisor to end everything, if it has not done so
-            process.wait()
+            _end(process)
         facts: dict[str, Any] = {}
         for line in report:
             facts |= json.loads(line)
+    if facts.get("refused"):
+        raise NamespacesRefusedError(facts["error"])
     if "error" in facts or "status" not in facts:
         raise SandboxError(facts.get("error", "the supervisor died"))
     return ExecResult(
@@ -197,6 +217,16 @@ def _supervised(**spec: Any) -> ExecResult:  # noqa: ANN401 the fields of superv
         timed_out=facts["timed_out"],
         output_limited=limited,
     )
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """Wait for a supervisor; one that was stopped by what it supervises is killed."""
+    try:
+        process.wait(_DRAIN_SECONDS)
+    except subprocess.TimeoutExpired:
+        log.warning("supervisor_killed")
+        process.kill()
+        process.wait()
 
 
 def _drain(process: subprocess.Popen[bytes], seconds: float) -> tuple[bytes, bytes, bool]:
@@ -223,14 +253,3 @@ def _drain(process: subprocess.Popen[bytes], seconds: float) -> tuple[bytes, byt
 def _signed(status: int) -> int:
     """Give an exit code of 128 and above as the negative signal that it stands for."""
     return 128 - status if status > 128 else status  # noqa: PLR2004 the shells' convention
-
-
-def _make_removable(_function: Any, name: str, _error: object) -> None:  # noqa: ANN401 as shutil has it
-    """Try again after giving ourselves the rights that a program took away."""
-    path = Path(name)
-    path.parent.chmod(0o700)
-    if path.is_symlink() or not path.is_dir():
-        path.unlink(missing_ok=True)
-    else:
-        path.chmod(0o700)
-        shutil.rmtree(path, ignore_errors=True)

@@ -12,6 +12,7 @@ namespace. Without them there are limits and a reaper alone.
 from __future__ import annotations
 
 import ctypes
+import errno
 import fcntl
 import json
 import os
@@ -38,6 +39,7 @@ PIVOT_ROOT = {"x86_64": 155, "aarch64": 41}
 SIOCSIFFLAGS, IFF_UP = 0x8914, 0x1
 DEVICES = ("null", "zero", "full", "random", "urandom")
 TMPFS_SIZE = "64m"
+REFUSALS = {errno.EPERM, errno.EACCES, errno.ENOSYS, errno.EINVAL}
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,7 @@ def main() -> None:
     try:
         child = start(spec)
     except OSError as error:
-        report(spec, error=f"{type(error).__name__}: {error}")
+        report(spec, **failure(error))
         return
     status, timed_out = wait(child, spec)
     kill_descendants()
@@ -93,8 +95,14 @@ def start(spec: Spec) -> int:
             os._exit(be_init(spec))
         run(spec)
     except BaseException as error:  # noqa: BLE001 a forked child must never return into its parent's code
-        report(spec, error=f"{type(error).__name__}: {error}")
+        report(spec, **failure(error))
     os._exit(127)
+
+
+def failure(error: BaseException) -> dict[str, Any]:
+    """Tell what kept the command from starting, and whether it was the system that refused namespaces."""
+    refused = isinstance(error, NamespaceError) and error.errno in REFUSALS
+    return {"error": f"{type(error).__name__}: {error}", "refused": refused}
 
 
 def be_init(spec: Spec) -> int:
@@ -199,11 +207,15 @@ def report(spec: Spec, **facts: Any) -> None:  # noqa: ANN401 whatever JSON hold
 libc = ctypes.CDLL(None, use_errno=True)
 
 
+class NamespaceError(OSError):
+    """A namespace or a mount could not be made."""
+
+
 def check(result: int, what: str) -> None:
     """Raise what the C library reports."""
     if result != 0:
         number = ctypes.get_errno()
-        raise OSError(number, f"{what}: {os.strerror(number)}")
+        raise NamespaceError(number, f"{what}: {os.strerror(number)}")
 
 
 def prctl(option: int, value: int) -> None:

@@ -232,17 +232,54 @@ def test_ending_a_run_lets_everything_of_it_expire(store: RunStore) -> None:
 
     kept = {str(key, "ascii"): store.redis.ttl(key) for key in all_keys(store)}
     assert lasting == []
-    assert {key for key, ttl in kept.items() if ttl == -1} == {"ptc:stats:cache"}
+    assert {key for key, ttl in kept.items() if ttl == -1} <= {"ptc:stats:cache", "ptc:sweeps"}
     assert not any(key.startswith("ptc:claim:") for key in kept)
+
+
+def let_sweeps_be_steady(store: RunStore) -> None:
+    """Make it look as if recovery had swept without a pause for longer than a lease."""
+    store.reclaim()
+    store.redis.hincrby("ptc:sweeps", "since", -2 * LEASE_MS)
 
 
 def test_a_silent_workers_run_is_published_again_by_one_process(store: RunStore) -> None:
     """Its lease has passed: it needs a message, once."""
+    let_sweeps_be_steady(store)
     run = begun(store, make_plan())
     let_the_lease_pass(store, run)
 
     assert [unsent.run_id for unsent in store.reclaim()] == [run.run_id]
     assert store.reclaim() == []
+
+
+def test_leases_say_nothing_after_a_pause_of_all_sweeps(store: RunStore) -> None:
+    """The server stood still, and the living could not renew them either."""
+    let_sweeps_be_steady(store)
+    run = begun(store, make_plan())
+    let_the_lease_pass(store, run)
+    store.redis.hincrby("ptc:sweeps", "last", -LEASE_MS)
+
+    assert store.reclaim() == []
+    assert store.status(run.run_id).state is RunState.RUNNING
+
+
+def test_a_late_note_of_publishing_is_for_its_own_stage(store: RunStore) -> None:
+    """The submitter was slow; the next stage's message has yet to be sent."""
+    run = begun(store, make_plan())
+    store.hand_over(run, Stage.SANDBOX, run.progress)
+    store.mark_published(run.run_id, Stage.GENERATE, 1)
+    store.redis.zincrby("ptc:active", -2000, run.run_id)
+
+    assert [unsent.stage for unsent in store.reclaim()] == [Stage.SANDBOX]
+
+
+def test_what_is_kept_after_the_end_expires_with_the_run(store: RunStore) -> None:
+    """A worker that lost its run adds what it paid for, and nothing stays for ever."""
+    run = begun(store, make_plan())
+    store.finish(run, ExecutionStatus.FAILURE)
+    store.keep_usage(run, [ModelCall(call_id="late", iteration=1, provider="p", model="m")])
+
+    assert all(store.redis.ttl(key) > 0 for key in all_keys(store) if key.startswith(b"ptc:run:"))
 
 
 def test_a_run_whose_message_nobody_sent_is_published(store: RunStore) -> None:
@@ -256,7 +293,7 @@ def test_a_run_whose_message_nobody_sent_is_published(store: RunStore) -> None:
 def test_a_run_that_merely_waits_is_left_alone(store: RunStore) -> None:
     """Its message was sent: a backlog causes no duplicates."""
     run_id = store.submit(make_plan()).run_id
-    store.mark_published(run_id)
+    store.mark_published(run_id, Stage.GENERATE, 1)
     store.redis.zincrby("ptc:active", -2000, run_id)
 
     assert store.reclaim() == []

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
+import stat
 import sys
+import tempfile
 import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -190,6 +192,28 @@ def test_a_destroyed_sandbox_is_gone(settings: WorkerSettings) -> None:
     assert not root.exists()
     with pytest.raises(SandboxError, match="not there"):
         box.write({"a": b""})
+
+
+def test_a_tree_without_end_is_removed_too(settings: WorkerSettings) -> None:
+    """Deeper than Python can recurse, and with its rights taken away."""
+    with open_sandbox(settings, []) as box:
+        script = "i=0; while [ $i -lt 1500 ]; do mkdir d && cd -P d || break; i=$((i+1)); done; chmod 000 ."
+        shell(box, script, timeout=60)
+        parent = Path(box.root).parent
+
+    assert not parent.exists()
+
+
+def test_what_runs_inside_cannot_make_its_place_disappear(settings: WorkerSettings) -> None:
+    """Nothing beside the sandbox's own directory is touched when it is removed."""
+    with open_sandbox(settings, []) as box:
+        box.isolation = "process"
+        root = Path(box.root)
+        shell(box, f"mv {root} {root}-gone; chmod 000 {root}")
+    mode = root.parents[1].stat().st_mode
+
+    assert (root.parent.exists(), stat.S_IMODE(mode) & 0o700) == (False, 0o700)
+    assert mode == Path(tempfile.gettempdir()).stat().st_mode
 
 
 def survivors(marker: str) -> list[int]:
