@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from dotenv import load_dotenv
+from kombu import Exchange, Queue
 
 from ptc_contracts import ConfigurationError
 from ptc_contracts.settings import RedisSettings
@@ -24,6 +25,10 @@ result_backend = _redis.celery_url
 
 # What client and worker must agree on stands in the contracts; queues and routes follow from the stages.
 globals().update(CELERY_SETTINGS)
+task_queues = [  # as objects, for Flower asks each for its name
+    Queue(name, Exchange(options["exchange"]), routing_key=options["routing_key"])
+    for name, options in CELERY_SETTINGS["task_queues"].items()
+]
 task_routes = {stage.task_name: {"queue": stage.value} for stage in Stage}
 
 # The run record is the truth and a message only a hint: a message that comes twice finds its run taken or
