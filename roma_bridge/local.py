@@ -62,7 +62,8 @@ def local_stack(recordings: Path | None = None) -> Iterator[LocalStack]:
     """
     with ExitStack() as stack:
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ptc-local-")))
-        environment = dict(os.environ)
+        scratch.chmod(0o711)  # sandboxes lie in it, under users of their own
+        environment = {**os.environ, "TMPDIR": str(scratch)}  # what a killed worker leaves goes with it
         if os.environ.get("REDIS_URL"):
             settings = RedisSettings.from_environment()
         else:
