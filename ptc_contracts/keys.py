@@ -88,6 +88,12 @@ def _canonical_sha256(value: Any) -> str:  # noqa: ANN401 any JSON value
 
 EXEC_PREFIX = "ptc:exec:"
 META_PREFIX = "ptc:meta:"
+RUN_PREFIX = "ptc:run:"
+BROKER_PREFIX = "ptc:broker:"
+"""Before every key of Celery's queues."""
+RESULTS_PREFIX = "ptc:results:"
+"""Before every key of Celery's result backend."""
+CALLERS_SUFFIX = ":callers"
 
 CACHE_STATS = "ptc:stats:cache"
 """Hash of the counters `hits` and `misses`."""
@@ -118,27 +124,27 @@ def meta_key(name: str) -> str:
 
 def run_key(run_id: str) -> str:
     """Where a run's record lies: a hash."""
-    return f"ptc:run:{run_id}"
+    return RUN_PREFIX + run_id
 
 
 def checkpoints_key(run_id: str) -> str:
     """Where what a run's stages produced lies: a hash from `<stage>:<iteration>` to JSON."""
-    return f"ptc:run:{run_id}:checkpoints"
+    return f"{RUN_PREFIX}{run_id}:checkpoints"
 
 
 def usage_key(run_id: str) -> str:
     """Where what a run paid for lies: a hash from call id to JSON."""
-    return f"ptc:run:{run_id}:usage"
+    return f"{RUN_PREFIX}{run_id}:usage"
 
 
 def callers_key(run_id: str) -> str:
     """Where the names of the retry markers of a run's callers lie: a set."""
-    return f"ptc:run:{run_id}:callers"
+    return RUN_PREFIX + run_id + CALLERS_SUFFIX
 
 
 def ended_channel(run_id: str) -> str:
     """Where a run's end is announced: a pub/sub channel."""
-    return f"ptc:run:{run_id}:ended"
+    return f"{RUN_PREFIX}{run_id}:ended"
 
 
 def claim_key(key: str, plan_digest: str) -> str:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from enum import Enum
 from typing import Any
 
+from ptc_contracts.keys import BROKER_PREFIX, RESULTS_PREFIX
+
 
 class Stage(str, Enum):
     """A stage is a task (`ptc.<stage>`) and the queue that it waits in (`<stage>`)."""
@@ -42,8 +44,8 @@ CELERY_SETTINGS: dict[str, Any] = {
     "task_default_queue": Stage.GENERATE.value,
     "task_queues": {stage.value: {"exchange": "ptc", "routing_key": stage.value} for stage in Stage},
     "task_create_missing_queues": False,
-    "broker_transport_options": {"global_keyprefix": "ptc:broker:"},
-    "result_backend_transport_options": {"global_keyprefix": "ptc:results:"},
+    "broker_transport_options": {"global_keyprefix": BROKER_PREFIX},
+    "result_backend_transport_options": {"global_keyprefix": RESULTS_PREFIX},
 }
 """What client and worker must agree on. The prefixes keep another Celery application on the same database
 from restoring our messages, and us from restoring theirs."""

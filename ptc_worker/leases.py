@@ -14,7 +14,8 @@ from ptc_contracts.runs import LEASE_MS
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from ptc_contracts.runs import Run, RunStore
+    from ptc_contracts.run import Run
+    from ptc_contracts.runs import RunStore
 
 log = structlog.get_logger(__name__)
 

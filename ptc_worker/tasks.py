@@ -17,7 +17,7 @@ from redis.exceptions import RedisError
 
 from ptc_contracts import ConfigurationError, ExecutionStatus
 from ptc_contracts.progress import Outcome
-from ptc_contracts.runs import LeaseLostError, NotOurs, Run
+from ptc_contracts.run import LeaseLostError, NotOurs, Run
 from ptc_contracts.stages import Stage
 from ptc_worker.app import app, leases, send, settings, store
 from ptc_worker.dependencies import missing_verdict, needs_of

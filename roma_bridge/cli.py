@@ -26,12 +26,12 @@ from ptc_contracts import (
     ServerUnavailableError,
 )
 from ptc_contracts.progress import IterationNote, Outcome
-from ptc_contracts.runs import RunState
+from ptc_contracts.run import RunState
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from ptc_contracts.runs import RunStatus
+    from ptc_contracts.run import RunStatus
     from roma_bridge.client import PlanHandle
     from roma_bridge.local import LocalStack
 

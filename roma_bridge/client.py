@@ -27,7 +27,8 @@ from ptc_contracts import (
     ServerUnavailableError,
 )
 from ptc_contracts.keys import cache_key
-from ptc_contracts.runs import RunState, RunStatus, RunStore
+from ptc_contracts.run import RunState, RunStatus
+from ptc_contracts.runs import RunStore
 from ptc_contracts.settings import RedisSettings
 from ptc_contracts.stages import CELERY_SETTINGS, Stage, stage_message
 from roma_bridge.defaults import with_defaults

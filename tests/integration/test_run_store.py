@@ -13,7 +13,8 @@ from ptc_contracts import ExecutionStatus, RunNotFoundError
 from ptc_contracts.keys import run_key
 from ptc_contracts.progress import ModelCall, Outcome, Progress, Verdict
 from ptc_contracts.result import CodeArtifact, TestResult
-from ptc_contracts.runs import LEASE_MS, LeaseLostError, NotOurs, Run, RunState, RunStore
+from ptc_contracts.run import LeaseLostError, NotOurs, Run, RunState
+from ptc_contracts.runs import LEASE_MS, RunStore
 from ptc_contracts.stages import Stage
 from roma_bridge.embedded import embedded_server
 

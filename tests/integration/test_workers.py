@@ -11,7 +11,7 @@ import pytest
 from support import answer_with
 
 from ptc_contracts import ConfigurationError, RunNotFinishedError, ServerUnavailableError
-from ptc_contracts.runs import RunState
+from ptc_contracts.run import RunState
 from ptc_contracts.settings import RedisSettings
 from roma_bridge import PTC
 
