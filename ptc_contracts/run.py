@@ -95,7 +95,7 @@ class NotOurs:
     """Why a stage must not be worked on."""
 
     reason: str
-    """`ended`, `busy` (somebody else holds it), `elsewhere` (it is in another stage) or `gone`."""
+    """`ended`, `busy` (somebody holds it), `elsewhere` (in another stage), `newer` (of a later form) or `gone`."""
     result: PTCArtifactResult | None = None
     """The result, when the run has ended."""
 

@@ -248,11 +248,18 @@ class RunStore:
     # ── for workers ──
 
     def begin(self, run_id: str, stage: Stage) -> Run | NotOurs:
-        """Take a run to work on one of its stages; its first start sets the deadline."""
+        """Take a run to work on one of its stages; its first start sets the deadline.
+
+        A record that cannot be read ends as FAILURE, but one of a newer form is left to newer workers.
+        """
         answer = self._begin(keys=[run_key(run_id), ACTIVE_RUNS], args=[run_id, stage.value, LEASE_MS])
         how = answer[0].decode()
         if how == "ok":
-            return _run(_pairs(answer[2]), int(answer[1]))
+            record = _pairs(answer[2])
+            try:
+                return _run(record, int(answer[1]))
+            except (ValueError, KeyError):
+                return self._without(record)
         return NotOurs(
             reason=how,
             result=PTCArtifactResult.model_validate_json(answer[1]) if how == "ended" else None,
@@ -346,28 +353,76 @@ class RunStore:
             calls=self._calls(run.run_id),
             error_message=error_message,
         )
-        write = CacheWrite.of(run.plan, result)
+        kept = progress.model_dump_json(exclude={"draft", "best"})
+        return self._end(
+            run_id=run.run_id,
+            key=run.key,
+            mark=run.digest,
+            fence=run.fence,
+            result=result,
+            progress=kept,
+            write=CacheWrite.of(run.plan, result),
+        )
+
+    def _without(self, record: dict[str, str]) -> NotOurs:
+        """End a run from the little that can be read of its record."""
+        if int(record["schema_version"]) > SCHEMA_VERSION:
+            return NotOurs(reason="newer")
+        now = datetime.now(UTC)
+        result = PTCArtifactResult(
+            execution_id=record["run_id"],
+            status=ExecutionStatus.FAILURE,
+            error_message="the run's record cannot be read: it was damaged, or written by another version",
+            iterations_used=0,
+            started_at=now,
+            completed_at=now,
+            duration_seconds=0,
+            cache_key=record["key"],
+            metadata={"run_id": record["run_id"]},
+        )
+        ended = self._end(
+            run_id=record["run_id"],
+            key=record["key"],
+            mark=record["digest"],
+            fence=int(record["fence"]),
+            result=result,
+            progress=Progress().model_dump_json(),
+            write=None,
+        )
+        return NotOurs(reason="ended", result=ended)
+
+    def _end(
+        self,
+        *,
+        run_id: str,
+        key: str,
+        mark: str,
+        fence: int,
+        result: PTCArtifactResult,
+        progress: str,
+        write: CacheWrite | None,
+    ) -> PTCArtifactResult:
         names = write.names if write else []
         how, kept = self._finish(
             keys=[
-                run_key(run.run_id),
-                checkpoints_key(run.run_id),
-                usage_key(run.run_id),
-                callers_key(run.run_id),
-                claim_key(run.key, run.digest),
+                run_key(run_id),
+                checkpoints_key(run_id),
+                usage_key(run_id),
+                callers_key(run_id),
+                claim_key(key, mark),
                 ACTIVE_RUNS,
-                *(key for name in names for key in (exec_key(name), meta_key(name))),
+                *(cached for name in names for cached in (exec_key(name), meta_key(name))),
             ],
             args=[
-                run.run_id,
-                run.fence,
-                status.value,
+                run_id,
+                fence,
+                result.status.value,
                 result.model_dump_json(),
-                progress.model_dump_json(exclude={"draft", "best"}),
+                progress,
                 RESULT_TTL_SECONDS,
                 RETRY_TTL_SECONDS,
                 *((write.ttl, write.result, write.meta) if write else (0, "", "")),
-                ended_channel(run.run_id),
+                ended_channel(run_id),
             ],
         )
         match how.decode():
@@ -376,9 +431,9 @@ class RunStore:
             case "ended":
                 return PTCArtifactResult.model_validate_json(kept)
             case "gone":
-                raise _not_found(run.run_id)
+                raise _not_found(run_id)
             case _:
-                raise LeaseLostError(run.run_id)
+                raise LeaseLostError(run_id)
 
     def _calls(self, run_id: str) -> list[ModelCall]:
         kept = cast("list[bytes]", self.redis.hvals(usage_key(run_id)))

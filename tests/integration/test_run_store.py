@@ -325,3 +325,24 @@ def test_an_unknown_run_is_an_error_that_says_so(store: RunStore, ask: str) -> N
 def test_records_carry_their_schema_version(store: RunStore) -> None:
     """Old and new workers run side by side during an upgrade."""
     assert store.redis.hget(run_key(store.submit(make_plan()).run_id), "schema_version") == b"1"
+
+
+def test_a_run_whose_record_is_damaged_ends_as_failure(store: RunStore) -> None:
+    """Every run ends; nobody is sent round for ever with it."""
+    run_id = store.submit(make_plan()).run_id
+    store.redis.hset(run_key(run_id), "plan", "{}")
+
+    answer = store.begin(run_id, Stage.GENERATE)
+
+    assert isinstance(answer, NotOurs)
+    assert (answer.reason, answer.result and answer.result.status) == ("ended", ExecutionStatus.FAILURE)
+    assert store.result(run_id) == answer.result
+
+
+def test_a_record_of_a_newer_form_is_left_to_newer_workers(store: RunStore) -> None:
+    """Old and new ones run side by side during an upgrade."""
+    run_id = store.submit(make_plan()).run_id
+    store.redis.hset(run_key(run_id), mapping={"plan": "{}", "schema_version": 2})
+
+    assert store.begin(run_id, Stage.GENERATE) == NotOurs(reason="newer")
+    assert store.status(run_id).state is not RunState.ENDED
