@@ -52,14 +52,18 @@ def embedded_server(
     Raises:
         ConfigurationError: there is no server program, or it does not start.
     """
-    directory.mkdir(parents=True, exist_ok=True)
-    directory.chmod(0o700)
     process: subprocess.Popen[bytes] | None = None
+    with _usable(directory):
+        directory.mkdir(parents=True, exist_ok=True)
+        directory.chmod(0o700)
     with (directory / "users").open("w") as users:
         with _exclusive(directory / "lock"):
             settings = _running(directory)
             if settings is None:
-                settings, process = _start(directory, program or server_program(), dies_with_us=dies_with_us)
+                with _usable(directory):
+                    settings, process = _start(
+                        directory, program or server_program(), dies_with_us=dies_with_us
+                    )
             fcntl.flock(users, fcntl.LOCK_SH)
         try:
             yield settings
@@ -67,6 +71,18 @@ def embedded_server(
             with _exclusive(directory / "lock"):
                 if _alone(users):
                     _stop(settings, process)
+
+
+@contextmanager
+def _usable(directory: Path) -> Iterator[None]:
+    """Word what a full disk or missing rights do to the server's directory."""
+    try:
+        yield
+    except OSError as error:
+        raise ConfigurationError(
+            f"{directory}, where the embedded server keeps its data, cannot be used: {error.strerror}; "
+            "make room, or set XDG_STATE_HOME or REDIS_URL"
+        ) from error
 
 
 def _alone(users: IO[str]) -> bool:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import anthropic
 import httpx2
 
-from ptc_worker.llm.errors import OFF_PROTOCOL, ModelError, TransientError, UnavailableError, from_vendor
+from ptc_worker.llm.errors import TransientError, UnavailableError, in_our_terms
 from ptc_worker.llm.protocol import Reply
 
 if TYPE_CHECKING:
@@ -36,17 +36,14 @@ class ClaudeProvider:
 
     async def ask(self, prompt: Prompt, tally: Tally) -> Reply:
         """Ask once, streaming. No sampling parameter is sent: current models refuse them."""
-        try:
-            return _reply(await self._stream(prompt, tally), tally)
-        except ModelError:
-            raise
-        except (anthropic.AnthropicError, httpx2.HTTPError, *OFF_PROTOCOL) as error:
-            failure = from_vendor(error)
-        raise failure from None  # out here, where not even its context is the vendor's exception
+        return await in_our_terms(self._ask(prompt, tally), anthropic.AnthropicError, httpx2.HTTPError)
 
     async def close(self) -> None:
         """Close the connections."""
         await self._client.close()
+
+    async def _ask(self, prompt: Prompt, tally: Tally) -> Reply:
+        return _reply(await self._stream(prompt, tally), tally)
 
     async def _stream(self, prompt: Prompt, tally: Tally) -> str | None:
         messages: list[Any] = [{"role": m.role, "content": m.content} for m in prompt.messages]

@@ -14,10 +14,12 @@ from __future__ import annotations
 import re
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Awaitable, Mapping
+
+T = TypeVar("T")
 
 OFF_PROTOCOL = (ValueError, AttributeError, TypeError)
 """What reading a malformed answer raises: the SDKs do not validate, so a wrong shape shows when it is used."""
@@ -68,6 +70,22 @@ class UnavailableError(ModelError):
 
 class UnsendableError(ModelError):
     """The request itself is at fault."""
+
+
+async def in_our_terms(answer: Awaitable[T], *vendors: type[Exception]) -> T:
+    """Await a vendor's answer; what its SDK and its transport raise becomes one of our errors.
+
+    Raises:
+        ModelError: holding no trace of the vendor's exception, not even as its context.
+    """
+    foreign: tuple[type[Exception], ...] = (*vendors, *OFF_PROTOCOL)
+    try:
+        return await answer
+    except ModelError:
+        raise
+    except foreign as error:
+        failure = from_vendor(error)
+    raise failure from None  # out here, where the vendor's exception is no longer its context
 
 
 def from_vendor(error: Exception) -> ModelError:

@@ -8,14 +8,7 @@ from typing import TYPE_CHECKING, Any
 import httpx2
 import openai
 
-from ptc_worker.llm.errors import (
-    OFF_PROTOCOL,
-    ModelError,
-    TransientError,
-    UnavailableError,
-    from_answer,
-    from_vendor,
-)
+from ptc_worker.llm.errors import TransientError, UnavailableError, from_answer, in_our_terms
 from ptc_worker.llm.protocol import Reply
 
 if TYPE_CHECKING:
@@ -44,17 +37,14 @@ class OpenAICompatibleProvider:
 
     async def ask(self, prompt: Prompt, tally: Tally) -> Reply:
         """Ask once, streaming. No sampling parameter is sent: current models refuse them."""
-        try:
-            return _reply(await self._stream(prompt, tally), tally)
-        except ModelError:
-            raise
-        except (openai.OpenAIError, httpx2.HTTPError, *OFF_PROTOCOL) as error:
-            failure = from_vendor(error)
-        raise failure from None  # out here, where not even its context is the vendor's exception
+        return await in_our_terms(self._ask(prompt, tally), openai.OpenAIError, httpx2.HTTPError)
 
     async def close(self) -> None:
         """Close the connections."""
         await self._client.close()
+
+    async def _ask(self, prompt: Prompt, tally: Tally) -> Reply:
+        return _reply(await self._stream(prompt, tally), tally)
 
     async def _stream(self, prompt: Prompt, tally: Tally) -> str | None:
         messages: list[Any] = [{"role": "system", "content": prompt.system}]

@@ -126,6 +126,12 @@ def test_an_invalid_plan_gets_every_error_with_its_field(
             "Redis at redis://127.0.0.1:1 cannot be reached",
         ),
         ((str(DEMO / "plan.json"),), {"REDIS_PORT": "many"}, 2, "REDIS_PORT must be a whole number"),
+        (
+            ("--local", str(DEMO / "plan.json")),
+            {"XDG_STATE_HOME": "/proc/nowhere"},
+            2,
+            "/proc/nowhere/ptc, where the embedded server keeps its data, cannot be used",
+        ),
         (("--replay", str(DEMO), str(DEMO / "plan.json")), {}, 2, "--replay needs --local"),
         ((*LOCAL, "--no-wait", str(DEMO / "plan.json")), {}, 2, "exclude each other"),
         (

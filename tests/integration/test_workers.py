@@ -11,14 +11,18 @@ import pytest
 from support import answer_with
 
 from ptc_contracts import ConfigurationError, RunNotFinishedError, ServerUnavailableError
-from ptc_contracts.run import RunState
+from ptc_contracts.progress import ModelCall
+from ptc_contracts.run import Run, RunState
 from ptc_contracts.settings import RedisSettings
+from ptc_contracts.stages import Stage
 from roma_bridge import PTC
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from cluster import Cluster
+
+    from roma_bridge import PlanHandle
 
 GREEN = answer_with(tests__test_it_py="def test_it():\n    pass")
 RED = answer_with(tests__test_it_py="def test_it():\n    assert False")
@@ -53,13 +57,30 @@ def test_a_killed_workers_run_goes_on_elsewhere(empty_cluster: Cluster) -> None:
 
 
 def test_an_answer_that_was_kept_is_not_paid_again(empty_cluster: Cluster) -> None:
-    """A worker that dies between the answer and its own next step has left the answer behind."""
-    plan = empty_cluster.record(
-        [answer_with(tests__test_it_py="import time\n\ndef test_it():\n    time.sleep(3)")]
-    )
+    """A worker died between the answer and its next step; whoever repeats the stage asks no model."""
+    plan = empty_cluster.record([])
+    handle = empty_cluster.ptc.submit(plan)
+    store = empty_cluster.ptc.store
+    run = store.begin(handle.run_id, Stage.GENERATE)
+    assert isinstance(run, Run)
+    paid = ModelCall(call_id="paid", iteration=1, provider="claude", model="m", prompt_tokens=7)
+    kept = {"text": GREEN, "truncated": False, "provider": "claude", "model": "m"}
+    store.keep(run, "generate:1", kept, [paid])
+    empty_cluster.start_worker()
+
+    result = handle.get(timeout=60)
+
+    assert (result.status, empty_cluster.calls_for(plan)) == ("SUCCESS", 0)
+    assert [usage.prompt_tokens for usage in result.llm_usage] == [7]
+
+
+def test_a_worker_killed_in_the_sandbox_costs_no_further_call(empty_cluster: Cluster) -> None:
+    """The draft is in the record; its tests run again elsewhere."""
+    slow = answer_with(tests__test_it_py="import time\n\ndef test_it():\n    time.sleep(3)")
+    plan = empty_cluster.record([slow])
     doomed = empty_cluster.start_worker()
     handle = empty_cluster.ptc.submit(plan)
-    _wait_for_stage(handle, RunState.RUNNING, "sandbox")
+    _wait_for_stage(handle, RunState.RUNNING, Stage.SANDBOX)
     doomed.kill()
     empty_cluster.start_worker()
 
@@ -74,14 +95,10 @@ def _wait_for_calls(cluster: Cluster, number: int) -> None:
         cluster.replay.stopping.wait(0.01)
 
 
-def _wait_for_stage(handle: object, state: RunState, stage: str) -> None:
-    """Return once a run is there."""
-    from roma_bridge import PlanHandle
-
-    assert isinstance(handle, PlanHandle)
-    while (status := handle.status()).state is not state or status.stage.value != stage:
-        with_nothing_to_do = handle.ready()
-        assert not with_nothing_to_do
+def _wait_for_stage(handle: PlanHandle, state: RunState, stage: Stage) -> None:
+    """Return once a run is there; a run that ended never will be."""
+    while (status := handle.status()).state is not state or status.stage is not stage:
+        assert status.state is not RunState.ENDED
 
 
 SUBMITTER = """
