@@ -4,10 +4,12 @@ from ptc_contracts.cache import PTCCacheManager
 from ptc_contracts.errors import (
     ConfigurationError,
     InvalidPlanError,
+    PayloadTooLargeError,
     PTCError,
     RunNotFinishedError,
     RunNotFoundError,
     ServerUnavailableError,
+    UnreadableBlobError,
 )
 from ptc_contracts.plan import CacheStrategy, LLMProvider, PTCExecutionPlan, ScaffoldingSpec
 from ptc_contracts.result import (
@@ -32,9 +34,11 @@ __all__ = [
     "PTCCacheManager",
     "PTCError",
     "PTCExecutionPlan",
+    "PayloadTooLargeError",
     "RunNotFinishedError",
     "RunNotFoundError",
     "ScaffoldingSpec",
     "ServerUnavailableError",
     "TestResult",
+    "UnreadableBlobError",
 ]

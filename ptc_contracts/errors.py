@@ -3,8 +3,10 @@
 PTCError
 ├── ConfigurationError   set the variable that the message names
 ├── InvalidPlanError     fix the plan: the message names each field
+├── PayloadTooLargeError make the plan smaller, or raise PTC_MAX_PAYLOAD_MB
 ├── RunNotFoundError     the run has expired, or the id is wrong
 ├── RunNotFinishedError  wait longer: the run goes on
+├── UnreadableBlobError  set the same PTC_SIGNING_KEY everywhere; or somebody changed the record
 └── ServerUnavailableError   Redis cannot be reached: start it, or try later
 """
 
@@ -21,6 +23,14 @@ class ConfigurationError(PTCError):
 
 class InvalidPlanError(PTCError, ValueError):
     """A plan breaks the contract; the message names every field that does."""
+
+
+class PayloadTooLargeError(PTCError, ValueError):
+    """A part of a run is larger than `PTC_MAX_PAYLOAD_MB`; the message tells which, and by how much."""
+
+
+class UnreadableBlobError(PTCError, ValueError):
+    """A part of a record is damaged, too large, or not signed with this process's key; the message tells which."""
 
 
 class RunNotFoundError(PTCError, LookupError):

@@ -99,11 +99,22 @@ CACHE_STATS = "ptc:stats:cache"
 """Hash of the counters `hits` and `misses`."""
 
 ACTIVE_RUNS = "ptc:active"
-"""Sorted set of the runs that have not ended; scored by the server time (ms) at which one is overdue."""
-
+"""Sorted set of the runs that have not ended; scored by the server time (ms) at which a sweep must look at one:
+the end of its lease, of the time its message may take, of its time in the queue; never for one that waits."""
 
 SWEEPS = "ptc:sweeps"
 """Hash of `last` and `since` (server time, ms): recovery's last sweep, and since when sweeps have not paused."""
+
+WAITING_PREFIX = "ptc:waiting:"
+"""Before the name of a lane: sorted set of the runs whose message was sent there and that nobody has begun;
+scored by the server time (ms) by which it had been sent."""
+
+LANE_PREFIX = "ptc:lane:"
+"""Before the name of a lane: hash of `reached` (all that was sent before this server time has left the queue),
+its two earlier values `newer` and `older`, and `turned`, when they last moved on."""
+
+DEAD_RUNS = "ptc:dead"
+"""Sorted set of the runs that were given up; scored by the server time (ms) of their end."""
 
 
 def cache_names(plan: PTCExecutionPlan) -> list[str]:

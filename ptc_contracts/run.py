@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 from enum import Enum
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from ptc_contracts.stages import Stage
 
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from ptc_contracts.plan import PTCExecutionPlan
     from ptc_contracts.progress import IterationNote, Progress
     from ptc_contracts.result import ExecutionStatus, PTCArtifactResult
+    from ptc_contracts.stages import Unsent
 
 
 class RunState(str, Enum):
@@ -57,17 +58,8 @@ class Submission:
     """The cached result that answers it; there is no run then."""
     joined: bool = False
     """Whether the run was started by somebody else."""
-    unpublished: bool = False
-    """Whether the run is new, so that whoever reads this owes it its first message."""
-
-
-class Unsent(NamedTuple):
-    """A run that waits for a message nobody has sent."""
-
-    run_id: str
-    stage: Stage
-    key: str
-    iteration: int
+    unsent: Unsent | None = None
+    """The first message of a new run, which whoever reads this owes it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +76,12 @@ class Run:
     started_at: datetime
     deadline: float
     """When the run has to end, by `time.monotonic()` of this process."""
+    starts: int = 1
+    """Times this stage was begun since the run last made progress."""
+    cancelled: bool = False
+    """Whether its callers want it no more."""
+    expired: bool = False
+    """Whether nobody began it within the time it may wait in a queue."""
 
     def time_left(self) -> float:
         """Return the seconds until the deadline; negative past it."""
@@ -98,6 +96,30 @@ class NotOurs:
     """`ended`, `busy` (somebody holds it), `elsewhere` (in another stage), `newer` (of a later form) or `gone`."""
     result: PTCArtifactResult | None = None
     """The result, when the run has ended."""
+
+
+class Departure(str, Enum):
+    """What became of a caller's wish to cancel."""
+
+    STOPPED = "stopped"
+    """The run is ending, or has just ended, as cancelled."""
+    LEFT = "left"
+    """Others wait for the run: it goes on without this caller."""
+    SHARED = "shared"
+    """Several wait for the run and none was named: nothing changed."""
+    STRANGER = "stranger"
+    """The one who was named does not wait for this run: nothing changed."""
+    ENDED = "ended"
+    """The run had ended before."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeadRun:
+    """A run that was given up, as the list of the dead shows it."""
+
+    run_id: str
+    died_at: datetime
+    reason: str
 
 
 class LeaseLostError(Exception):

@@ -7,27 +7,30 @@ nothing.
 
 from __future__ import annotations
 
-import json
-import time
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
 
 from pydantic import TypeAdapter
 from redis import Redis
 from redis.backoff import ExponentialBackoff
+from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 from redis.retry import Retry
 
 from ptc_contracts import scripts
+from ptc_contracts.blobs import Blobs
 from ptc_contracts.cache import CacheEntry, CacheWrite
-from ptc_contracts.errors import RunNotFoundError
+from ptc_contracts.errors import RunNotFoundError, UnreadableBlobError
 from ptc_contracts.keys import (
     ACTIVE_RUNS,
     CACHE_STATS,
+    DEAD_RUNS,
+    LANE_PREFIX,
     SWEEPS,
+    WAITING_PREFIX,
     attempt_key,
     cache_key,
     cache_names,
@@ -44,9 +47,19 @@ from ptc_contracts.keys import (
 )
 from ptc_contracts.plan import CacheStrategy, PTCExecutionPlan
 from ptc_contracts.progress import IterationNote, ModelCall, Progress, conclude
+from ptc_contracts.record import RecordForm, end_of
 from ptc_contracts.result import ExecutionStatus, PTCArtifactResult
-from ptc_contracts.run import LeaseLostError, NotOurs, Run, RunState, RunStatus, Submission, Unsent
-from ptc_contracts.stages import Stage
+from ptc_contracts.run import (
+    DeadRun,
+    Departure,
+    LeaseLostError,
+    NotOurs,
+    Run,
+    RunState,
+    RunStatus,
+    Submission,
+)
+from ptc_contracts.stages import FRESH, LANES, Stage, Unsent
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -59,14 +72,21 @@ SCHEMA_VERSION = 1
 LEASE_MS = 8_000
 """How long a worker may be silent before its run may move elsewhere."""
 
-SWEEP_MS = 2_000
-"""How often each worker looks for runs that need a message."""
+SWEEP_MS = 1_000
+"""How often each worker looks for runs that need a message; the first to look does it for all."""
 
-UNSENT_GRACE_MS = 1_000
+GRACE_MS = 2_000
 """How long the process that owes a run its message may take to send it."""
+
+PATIENCE_MS = 4_000
+"""How long a message that has left its queue may take to begin its run; it is given up between one and two of them
+later."""
 
 RESULT_TTL_SECONDS = 24 * 3600
 """How long a run's record and result outlive its end."""
+
+DEAD_TTL_SECONDS = 7 * 24 * 3600
+"""How long a run that was given up can be looked at and sent again."""
 
 RETRY_TTL_SECONDS = 15 * 60
 """How long after its end a run answers a retry: the contract's figure."""
@@ -79,72 +99,108 @@ _CONFIRM_SECONDS = 2.0
 _HISTORY = TypeAdapter(list[IterationNote])
 
 
+class Resumption(NamedTuple):
+    """Where a new run starts that goes on from another one."""
+
+    stage: Stage
+    progress: Progress
+    checkpoints: dict[str, Any]
+    """What the other one paid for: name to JSON."""
+
+
+class Sweep(NamedTuple):
+    """What a look at all runs has found."""
+
+    owed: list[Unsent]
+    """Messages that whoever reads this owes."""
+    over: list[str]
+    """Runs that are over and that nobody holds: cancelled, or out of time."""
+
+
 @dataclass
 class RunStore:
     """Reads and changes run records in one Redis database."""
 
     redis: Redis = field(repr=False)
+    form: RecordForm = field(default_factory=RecordForm)
 
     def __post_init__(self) -> None:
         register = self.redis.register_script
-        self._submit, self._begin, self._renew = (
-            register(scripts.SUBMIT),
-            register(scripts.BEGIN),
-            register(scripts.RENEW),
-        )
-        self._keep, self._hand_over, self._finish = (
-            register(scripts.KEEP),
-            register(scripts.HAND_OVER),
-            register(scripts.FINISH),
-        )
-        self._published, self._reclaim = register(scripts.PUBLISHED), register(scripts.RECLAIM)
+        self._submit, self._published = register(scripts.SUBMIT), register(scripts.PUBLISHED)
+        self._begin, self._renew = register(scripts.BEGIN), register(scripts.RENEW)
+        self._keep, self._sweep = register(scripts.KEEP), register(scripts.SWEEP)
+        self._hand_over, self._hand_back = register(scripts.HAND_OVER), register(scripts.HAND_BACK)
+        self._cancel, self._finish = register(scripts.CANCEL), register(scripts.FINISH)
+        self._forget = register(scripts.FORGET)
 
     @classmethod
-    def connect(cls, settings: RedisSettings, *, patience: float = 10.0) -> RunStore:
-        """Open a store; nothing is sent before it is first used. An answer may take `patience` seconds."""
+    def connect(
+        cls, settings: RedisSettings, blobs: Blobs | None = None, *, patience: float = 10.0
+    ) -> RunStore:
+        """Open a store; nothing is sent before it is first used.
+
+        An answer may take `patience` seconds; a broken connection is opened again, three times.
+        """
         return cls(
             Redis.from_url(
                 settings.url,
                 socket_timeout=patience,
                 socket_connect_timeout=min(patience, 3.0),
                 health_check_interval=30,
-                retry=Retry(ExponentialBackoff(cap=0.5, base=0.05), 3),
+                retry=Retry(
+                    ExponentialBackoff(cap=0.5, base=0.05), 3, supported_errors=(RedisConnectionError,)
+                ),
                 **({} if settings.url.startswith("unix:") else {"socket_keepalive": True}),
-            )
+            ),
+            RecordForm(blobs or Blobs()),
         )
 
     # ── for clients ──
 
-    def submit(self, plan: PTCExecutionPlan) -> Submission:
+    def submit(
+        self, plan: PTCExecutionPlan, *, expires: float | None = None, resume: Resumption | None = None
+    ) -> Submission:
         """Answer the plan from the cache, join the run that works on it, or make a new one, atomically.
 
         The cache is looked at first, and judged here; the script then refuses unless what was judged is
         still what the cache holds, so that a run which ended in between is not started again. A retry finds
         its own run first: whoever missed an answer gets that one, with what it cost.
+
+        Args:
+            plan: What to build.
+            expires: Seconds that a new run may wait for its first start; for ever unless given.
+            resume: Where a new run starts; at its beginning unless given.
+
+        Raises:
+            PayloadTooLargeError: the plan is larger than PTC_MAX_PAYLOAD_MB.
         """
         key, mark = cache_key(plan), digest(plan)
         run_id = new_run_id(key)
         exclusive = plan.cache_strategy is CacheStrategy.NEVER
         names = [] if exclusive else cache_names(plan)
         attempt = attempt_key(mark, plan.execution_id)
+        form = self.form
+        stage, progress, checkpoints = resume or Resumption(Stage.GENERATE, Progress(), {})
         record = {
             "schema_version": SCHEMA_VERSION,
             "run_id": run_id,
             "key": key,
             "digest": mark,
-            "plan": plan.model_dump_json(),
-            "stage": Stage.GENERATE.value,
-            "progress": Progress().model_dump_json(),
-            "iteration": 1,
+            "plan": form.plan(run_id, plan),
+            "stage": stage.value,
+            "progress": form.progress(run_id, stage, progress),
+            "iteration": progress.iteration,
+            "history": _HISTORY.dump_json(progress.history),
+            "priority": FRESH,
             "timeout_ms": plan.timeout_seconds * 1000,
             "max_iterations": plan.max_iterations,
         }
-        pairs: list[Any] = [item for pair in record.items() for item in pair]
+        kept = {name: form.checkpoint(run_id, name, value) for name, value in checkpoints.items()}
         while True:
             hit, seen = self._look(plan, names, attempt)
             if hit:
                 return Submission(hit=hit)
-            answer = _texts(
+            how, found, joined = _texts(
                 self._submit(
                     keys=[
                         run_key(run_id),
@@ -153,14 +209,18 @@ class RunStore:
                         attempt,
                         ACTIVE_RUNS,
                         CACHE_STATS,
+                        checkpoints_key(run_id),
                         *(meta_key(name) for name in names),
                     ],
-                    args=[run_id, int(exclusive), len(record), *pairs, *seen],
+                    args=[
+                        *(run_id, int(exclusive), GRACE_MS, "" if expires is None else round(expires * 1000)),
+                        *(len(record), *_flat(record), len(kept), *_flat(kept), *seen),
+                    ],
                 )
             )
-            if answer[0] != "look":
-                how, found, joined = answer
-                return Submission(run_id=found, joined=joined == "1", unpublished=how == "new")
+            if how != "look":
+                new = Unsent(run_id, stage, key, progress.iteration, sending=1, priority=FRESH)
+                return Submission(run_id=found, joined=joined == "1", unsent=new if how == "new" else None)
 
     def _look(
         self, plan: PTCExecutionPlan, names: list[str], attempt: str
@@ -179,9 +239,9 @@ class RunStore:
                 self.redis.hincrby(CACHE_STATS, "hits", 1)
         return hit, [meta or b"" for meta in texts[1::2]]
 
-    def mark_published(self, run_id: str, stage: Stage, iteration: int) -> None:
-        """Note that the message which asks for this stage of the run was sent."""
-        self._published(keys=[run_key(run_id), ACTIVE_RUNS], args=[run_id, stage.value, iteration])
+    def mark_published(self, sent: Unsent) -> None:
+        """Note that this message was sent."""
+        self._published(keys=[run_key(sent.run_id), ACTIVE_RUNS], args=[sent.run_id, sent.sending])
 
     def status(self, run_id: str) -> RunStatus:
         """Tell where a run is.
@@ -209,11 +269,12 @@ class RunStore:
 
         Raises:
             RunNotFoundError: there is no such run, or no longer.
+            UnreadableBlobError: the result is damaged, or not signed with this process's key.
         """
-        state, result = _optional_texts(self.redis.hmget(run_key(run_id), ("state", "result")))
+        state, result = cast("list[bytes | None]", self.redis.hmget(run_key(run_id), ("state", "result")))
         if state is None:
             raise _not_found(run_id)
-        return PTCArtifactResult.model_validate_json(result) if result else None
+        return None if result is None else self.form.read_result(run_id, result)
 
     @contextmanager
     def announcements(self, run_id: str) -> Iterator[Callable[[float], None]]:
@@ -231,102 +292,192 @@ class RunStore:
 
             yield wait
 
-    def end_if_overdue(self, run_id: str) -> PTCArtifactResult | None:
-        """End a run that is past its deadline and that no worker has ended; None if it is not, or goes on."""
-        (deadline,) = _optional_texts(self.redis.hmget(run_key(run_id), ["deadline_at"]))
-        seconds, microseconds = self.redis.time()
-        now = seconds * 1000 + microseconds // 1000
-        if deadline is None or now < int(deadline) + OVERDUE_GRACE_MS:
+    def cancel(
+        self, run_id: str, execution_id: str | None = None, *, force: bool = False
+    ) -> tuple[Departure, int]:
+        """Take a caller away from a run, and stop it if nobody else waits; return how many others do.
+
+        Args:
+            run_id: The run.
+            execution_id: Which caller leaves; where only one waits, it need not be named.
+            force: Stop the run even if others wait for it; all of them get its end.
+
+        Raises:
+            RunNotFoundError: there is no such run, or no longer.
+        """
+        key, mark = _optional_texts(self.redis.hmget(run_key(run_id), ("key", "digest")))
+        if key is None or mark is None:
+            raise _not_found(run_id)
+        how, others = self._cancel(
+            keys=[run_key(run_id), callers_key(run_id), claim_key(key, mark), ACTIVE_RUNS],
+            args=[run_id, attempt_key(mark, execution_id) if execution_id else "", int(force)],
+        )
+        match how.decode():
+            case "gone":
+                raise _not_found(run_id)
+            case "free":
+                self.end_if_over(run_id)
+                return Departure.STOPPED, others
+            case "stopping":
+                return Departure.STOPPED, others
+            case other:
+                return Departure(other), others
+
+    def end_if_over(self, run_id: str, *, grace_ms: int = OVERDUE_GRACE_MS) -> PTCArtifactResult | None:
+        """End a run that is cancelled or out of time and that no worker ends; None if it is not, or goes on.
+
+        A worker that holds a run is given the grace to end it itself.
+        """
+        now = self._now()
+        record = self._record(run_id)
+        end = end_of(record, now, grace_ms)
+        if end is None:
             return None
-        run = _run(self._record(run_id), now)
-        message = f"timeout_seconds={run.plan.timeout_seconds} ran out while no worker was free"
         try:
-            return self.finish(run, ExecutionStatus.TIMEOUT, error_message=message)
-        except LeaseLostError:
-            return None
+            run = self.form.read_run(record, now)
+        except (ValueError, KeyError) as error:
+            return self._without(record, error).result
+        progress = (
+            run.progress if "started_at" in record else run.progress.model_copy(update={"iteration": 0})
+        )
+        with suppress(LeaseLostError):
+            return self.finish(run, end[0], progress=progress, error_message=end[1])
+        return None
+
+    def dead(self) -> list[DeadRun]:
+        """List the runs that were given up, the latest first."""
+        found = cast("list[tuple[bytes, float]]", self.redis.zrevrange(DEAD_RUNS, 0, -1, withscores=True))
+        listed = []
+        for run_id, died_ms in ((name.decode(), score) for name, score in found):
+            with suppress(RunNotFoundError):
+                result = self.result(run_id)
+                reason = (result and result.error_message) or ""
+                died_at = datetime.fromtimestamp(died_ms / 1000, UTC)
+                listed.append(DeadRun(run_id=run_id, died_at=died_at, reason=reason))
+        return listed
+
+    def revive(self, run_id: str) -> tuple[PTCExecutionPlan, Submission]:
+        """Submit the plan of a run that was given up again: a new run goes on from what the old one paid for.
+
+        Raises:
+            RunNotFoundError: it is not in the list of the dead.
+        """
+        if self.redis.zscore(DEAD_RUNS, run_id) is None:
+            raise RunNotFoundError(f"run {run_id!r} is not in the list of the dead")
+        run = self.form.read_run(self._record(run_id), self._now())
+        paid = cast("dict[bytes, bytes]", self.redis.hgetall(checkpoints_key(run_id)))
+        checkpoints = {
+            name.decode(): self.form.read_checkpoint(run_id, name.decode(), value)
+            for name, value in paid.items()
+        }
+        self._forget(keys=[DEAD_RUNS, attempt_key(run.digest, run.plan.execution_id)], args=[run_id])
+        return run.plan, self.submit(run.plan, resume=Resumption(run.stage, run.progress, checkpoints))
 
     # ── for workers ──
 
-    def begin(self, run_id: str, stage: Stage) -> Run | NotOurs:
-        """Take a run to work on one of its stages; its first start sets the deadline.
+    def begin(self, run_id: str, stage: Stage, sending: int) -> Run | NotOurs:
+        """Take a run to work on one of its stages, as its message of this number asks.
 
-        A record that cannot be read ends as FAILURE, but one of a newer form is left to newer workers.
+        Its first start sets the deadline. A record that cannot be read ends as FAILURE, but one of a newer
+        form is left to newer workers.
         """
-        answer = self._begin(keys=[run_key(run_id), ACTIVE_RUNS], args=[run_id, stage.value, LEASE_MS])
+        answer = self._begin(
+            keys=[run_key(run_id), ACTIVE_RUNS], args=[run_id, stage.value, sending, LEASE_MS]
+        )
         how = answer[0].decode()
         if how == "ok":
-            record = _pairs(answer[2])
+            record = dict(zip(_texts(answer[2][::2]), answer[2][1::2], strict=True))
             try:
-                return _run(record, int(answer[1]))
-            except (ValueError, KeyError):
-                return self._without(record)
+                return self.form.read_run(record, int(answer[1]))
+            except (ValueError, KeyError) as error:
+                return self._without(record, error)
         return NotOurs(
-            reason=how,
-            result=PTCArtifactResult.model_validate_json(answer[1]) if how == "ended" else None,
+            reason=how, result=self.form.read_result(run_id, answer[1]) if how == "ended" else None
         )
 
-    def renew(self, held: dict[str, int]) -> list[str]:
-        """Extend the leases of these runs (id to fence) in one script; return the ids that are ours no more."""
-        args = [item for pair in held.items() for item in pair]
-        return _texts(self._renew(keys=[ACTIVE_RUNS], args=[LEASE_MS, *args]))
+    def renew(self, held: dict[str, int]) -> list[tuple[str, Literal["lost", "cancelled"]]]:
+        """Extend the leases of these runs (id to fence) in one script; return those whose work must stop."""
+        answer = self._renew(keys=[ACTIVE_RUNS], args=[LEASE_MS, *_flat(held)])
+        return [cast("Any", tuple(_texts(stop))) for stop in answer]
 
-    def reclaim(self, most: int = 50) -> list[Unsent]:
-        """Take the runs that need a message: their worker fell silent, or whoever owed it never sent it."""
-        found = self._reclaim(
-            keys=[ACTIVE_RUNS, SWEEPS], args=[UNSENT_GRACE_MS, most, 2 * SWEEP_MS, LEASE_MS]
-        )
-        known = {stage.value for stage in Stage}  # a newer peer may know more
-        return [
-            Unsent(run_id, Stage(stage), key, int(n))
-            for run_id, stage, key, n in map(_texts, found)
-            if stage in known
+    def sweep(self, most: int = 500) -> Sweep:
+        """Find the runs that need a message, or their end; at most so many of each kind.
+
+        Their worker fell silent, whoever owed them a message never sent it, or it was sent and lost.
+        """
+        lanes = [
+            key
+            for lane in LANES
+            for key in (LANE_PREFIX + lane.name, WAITING_PREFIX + lane.name, lane.list_key)
         ]
+        owed, over = self._sweep(
+            keys=[ACTIVE_RUNS, SWEEPS, DEAD_RUNS, *lanes],
+            args=[
+                *(GRACE_MS, most, SWEEP_MS // 2, 3 * SWEEP_MS, LEASE_MS, PATIENCE_MS),
+                DEAD_TTL_SECONDS * 1000,
+            ],
+        )
+        known = {stage.value.encode() for stage in Stage}  # a newer peer may know more
+        return Sweep([_unsent(message) for message in owed if message[1] in known], _texts(over))
 
     def checkpoint(self, run: Run, name: str) -> Any:  # noqa: ANN401 whatever JSON was kept
         """Return what was kept under this name, None if nothing was."""
         kept = cast("bytes | None", self.redis.hget(checkpoints_key(run.run_id), name))
-        return None if kept is None else json.loads(kept)
+        return None if kept is None else self.form.read_checkpoint(run.run_id, name, kept)
 
     def keep(self, run: Run, name: str, value: object, calls: Iterable[ModelCall] = ()) -> Any:  # noqa: ANN401
         """Keep what a stage produced and what it cost; return what is kept: the first writer's.
 
         Raises:
             LeaseLostError: value and cost are kept, but the run is somebody else's now.
+            PayloadTooLargeError: the value is larger than PTC_MAX_PAYLOAD_MB.
         """
+        sealed = self.form.checkpoint(run.run_id, name, value)
         ours, kept = self._keep(
             keys=[run_key(run.run_id), checkpoints_key(run.run_id), usage_key(run.run_id)],
-            args=[run.fence, name, json.dumps(value), *_calls_as_pairs(calls)],
+            args=[run.fence, name, sealed, *self._sealed(run, calls)],
         )
         if not ours:
             raise LeaseLostError(run.run_id)
-        return json.loads(kept)
+        return self.form.read_checkpoint(run.run_id, name, kept)
 
     def keep_usage(self, run: Run, calls: Iterable[ModelCall]) -> None:
         """Keep what calls cost that brought nothing else."""
         self._keep(
             keys=[run_key(run.run_id), checkpoints_key(run.run_id), usage_key(run.run_id)],
-            args=[run.fence, "", "", *_calls_as_pairs(calls)],
+            args=[run.fence, "", "", *self._sealed(run, calls)],
         )
 
-    def hand_over(self, run: Run, stage: Stage, progress: Progress) -> None:
-        """Put the run into the next stage, held by nobody; its message has yet to be sent.
+    def hand_over(self, run: Run, stage: Stage, progress: Progress) -> Unsent:
+        """Put the run into the next stage, held by nobody; return the message that is owed now.
+
+        Raises:
+            LeaseLostError: the run is somebody else's now.
+            PayloadTooLargeError: the progress is larger than PTC_MAX_PAYLOAD_MB.
+        """
+        return _owed(
+            run,
+            self._hand_over(
+                keys=[run_key(run.run_id), ACTIVE_RUNS],
+                args=[
+                    *(run.run_id, run.fence, GRACE_MS, stage.value),
+                    self.form.progress(run.run_id, stage, progress),
+                    progress.iteration,
+                    _HISTORY.dump_json(progress.history),
+                ],
+            ),
+        )
+
+    def hand_back(self, run: Run) -> Unsent:
+        """Give the run up where it is, for another worker to begin this stage; return the message owed now.
 
         Raises:
             LeaseLostError: the run is somebody else's now.
         """
-        done = self._hand_over(
-            keys=[run_key(run.run_id), ACTIVE_RUNS],
-            args=[
-                run.run_id,
-                run.fence,
-                stage.value,
-                progress.model_dump_json(),
-                progress.iteration,
-                _HISTORY.dump_json(progress.history),
-            ],
+        answer = self._hand_back(
+            keys=[run_key(run.run_id), ACTIVE_RUNS], args=[run.run_id, run.fence, GRACE_MS]
         )
-        if not done:
-            raise LeaseLostError(run.run_id)
+        return _owed(run, answer)
 
     def finish(
         self,
@@ -335,8 +486,11 @@ class RunStore:
         *,
         progress: Progress | None = None,
         error_message: str | None = None,
+        given_up: bool = False,
     ) -> PTCArtifactResult:
         """End the run: record, cache and claim change in one step. Return its result: the first one stays.
+
+        A run that is given up is kept in the list of the dead, with all it takes to send it again.
 
         Raises:
             LeaseLostError: the run is somebody else's now.
@@ -353,41 +507,45 @@ class RunStore:
             calls=self._calls(run.run_id),
             error_message=error_message,
         )
-        kept = progress.model_dump_json(exclude={"draft", "best"})
+        left = progress if given_up else progress.model_copy(update={"draft": None, "best": None})
         return self._end(
             run_id=run.run_id,
             key=run.key,
             mark=run.digest,
             fence=run.fence,
             result=result,
-            progress=kept,
+            progress=self.form.progress(run.run_id, run.stage, left),
             write=CacheWrite.of(run.plan, result),
+            given_up=given_up,
         )
 
-    def _without(self, record: dict[str, str]) -> NotOurs:
+    def _without(self, record: dict[str, bytes], error: Exception) -> NotOurs:
         """End a run from the little that can be read of its record."""
+        texts = {name: record[name].decode() for name in ("run_id", "key", "digest", "fence")}
         if int(record["schema_version"]) > SCHEMA_VERSION:
             return NotOurs(reason="newer")
         now = datetime.now(UTC)
+        reason = str(error) if isinstance(error, UnreadableBlobError) else "written by another version?"
         result = PTCArtifactResult(
-            execution_id=record["run_id"],
+            execution_id=texts["run_id"],
             status=ExecutionStatus.FAILURE,
-            error_message="the run's record cannot be read: it was damaged, or written by another version",
+            error_message=f"the run's record cannot be read: {reason}",
             iterations_used=0,
             started_at=now,
             completed_at=now,
             duration_seconds=0,
-            cache_key=record["key"],
-            metadata={"run_id": record["run_id"]},
+            cache_key=texts["key"],
+            metadata={"run_id": texts["run_id"]},
         )
         ended = self._end(
-            run_id=record["run_id"],
-            key=record["key"],
-            mark=record["digest"],
-            fence=int(record["fence"]),
+            run_id=texts["run_id"],
+            key=texts["key"],
+            mark=texts["digest"],
+            fence=int(texts["fence"]),
             result=result,
-            progress=Progress().model_dump_json(),
+            progress=b"",
             write=None,
+            given_up=False,
         )
         return NotOurs(reason="ended", result=ended)
 
@@ -399,10 +557,12 @@ class RunStore:
         mark: str,
         fence: int,
         result: PTCArtifactResult,
-        progress: str,
+        progress: bytes,
         write: CacheWrite | None,
+        given_up: bool,
     ) -> PTCArtifactResult:
         names = write.names if write else []
+        result, sealed = self.form.result(run_id, result)
         how, kept = self._finish(
             keys=[
                 run_key(run_id),
@@ -411,62 +571,59 @@ class RunStore:
                 callers_key(run_id),
                 claim_key(key, mark),
                 ACTIVE_RUNS,
+                DEAD_RUNS,
                 *(cached for name in names for cached in (exec_key(name), meta_key(name))),
             ],
             args=[
-                run_id,
-                fence,
-                result.status.value,
-                result.model_dump_json(),
-                progress,
-                RESULT_TTL_SECONDS,
-                RETRY_TTL_SECONDS,
+                *(run_id, fence, result.status.value, sealed, progress),
+                *(DEAD_TTL_SECONDS if given_up else RESULT_TTL_SECONDS, RETRY_TTL_SECONDS),
                 *((write.ttl, write.result, write.meta) if write else (0, "", "")),
-                ended_channel(run_id),
+                *(ended_channel(run_id), int(given_up)),
             ],
         )
         match how.decode():
             case "ok":
                 return result
             case "ended":
-                return PTCArtifactResult.model_validate_json(kept)
+                return self.form.read_result(run_id, kept)
             case "gone":
                 raise _not_found(run_id)
             case _:
                 raise LeaseLostError(run_id)
 
-    def _calls(self, run_id: str) -> list[ModelCall]:
-        kept = cast("list[bytes]", self.redis.hvals(usage_key(run_id)))
-        return [ModelCall.model_validate_json(call) for call in kept]
+    def _sealed(self, run: Run, calls: Iterable[ModelCall]) -> list[Any]:
+        return _flat({call.call_id: self.form.call(run.run_id, call) for call in calls})
 
-    def _record(self, run_id: str) -> dict[str, str]:
+    def _calls(self, run_id: str) -> list[ModelCall]:
+        kept = cast("dict[bytes, bytes]", self.redis.hgetall(usage_key(run_id)))
+        return [self.form.read_call(run_id, call_id.decode(), call) for call_id, call in kept.items()]
+
+    def _record(self, run_id: str) -> dict[str, bytes]:
         kept = cast("dict[bytes, bytes]", self.redis.hgetall(run_key(run_id)))
         if not kept:
             raise _not_found(run_id)
-        return {name.decode(): value.decode() for name, value in kept.items()}
+        return {name.decode(): value for name, value in kept.items()}
+
+    def _now(self) -> int:
+        seconds, microseconds = self.redis.time()
+        return int(seconds * 1000 + microseconds // 1000)
 
 
-def _run(record: dict[str, str], now_ms: int) -> Run:
-    return Run(
-        run_id=record["run_id"],
-        key=record["key"],
-        digest=record["digest"],
-        plan=PTCExecutionPlan.model_validate_json(record["plan"]),
-        stage=Stage(record["stage"]),
-        fence=int(record["fence"]),
-        progress=Progress.model_validate_json(record["progress"]),
-        started_at=datetime.fromtimestamp(int(record["started_at"]) / 1000, UTC),
-        deadline=time.monotonic() + (int(record["deadline_at"]) - now_ms) / 1000,
+def _unsent(answer: list[Any]) -> Unsent:
+    run_id, stage, key, iteration, sending, priority = answer
+    return Unsent(
+        run_id.decode(), Stage(stage.decode()), key.decode(), int(iteration), int(sending), int(priority)
     )
 
 
-def _calls_as_pairs(calls: Iterable[ModelCall]) -> list[str]:
-    return [item for call in calls for item in (call.call_id, call.model_dump_json())]
+def _owed(run: Run, answer: list[Any]) -> Unsent:
+    if not answer:
+        raise LeaseLostError(run.run_id)
+    return _unsent(answer)
 
 
-def _pairs(flat: list[bytes]) -> dict[str, str]:
-    texts = _texts(flat)
-    return dict(zip(texts[::2], texts[1::2], strict=True))
+def _flat(pairs: dict[str, Any]) -> list[Any]:
+    return [item for pair in pairs.items() for item in pair]
 
 
 def _texts(values: Any) -> list[str]:  # noqa: ANN401 redis-py does not type what scripts return

@@ -5,18 +5,45 @@ They use only what Redis 6.2, Redis 7 and Valkey all know. What each takes and r
 
 from __future__ import annotations
 
-from ptc_contracts.keys import CALLERS_SUFFIX, RUN_PREFIX
+from ptc_contracts.keys import CALLERS_SUFFIX, LANE_PREFIX, RUN_PREFIX, WAITING_PREFIX
 
 NOW = (
-    f"local RUN, CALLERS = '{RUN_PREFIX}', '{CALLERS_SUFFIX}'\n"
+    f"local RUN, CALLERS, WAITING, LANE = '{RUN_PREFIX}', '{CALLERS_SUFFIX}', '{WAITING_PREFIX}', '{LANE_PREFIX}'\n"
     "local t = redis.call('TIME'); local now = t[1] * 1000 + math.floor(t[2] / 1000)\n"
+)
+
+_WAITS = """
+-- Takes a run off the list of those whose message was sent and that nobody has begun.
+local function waits_no_more(id)
+  local h = redis.call('HMGET', RUN .. id, 'stage', 'priority')
+  redis.call('ZREM', WAITING .. h[1] .. ':' .. h[2], id)
+end
+"""
+
+_OWE = (
+    _WAITS
+    + """
+-- Puts a run back into a queue, held by nobody; returns the message that is owed to it. Who owes it has the grace
+-- (ms) to send it. It has started, so it goes before those that have not, except where it never did.
+local function owe(id, active, grace)
+  local run = RUN .. id
+  waits_no_more(id)
+  local priority = redis.call('HEXISTS', run, 'started_at') == 1 and '0' or redis.call('HGET', run, 'priority')
+  local sending = redis.call('HINCRBY', run, 'sending', 1)
+  redis.call('HSET', run, 'state', 'queued', 'published', 0, 'priority', priority, 'queued_at', now)
+  redis.call('ZADD', active, now + grace, id)
+  local h = redis.call('HMGET', run, 'stage', 'key', 'iteration')
+  return {id, h[1], h[2], h[3], sending, priority}
+end
+"""
 )
 
 SUBMIT = (
     NOW
     + """
--- KEYS: run, callers, claim, attempt, active, stats, then the meta key of each cache entry that was looked at
--- ARGV: run id, exclusive ('1' = joins none), n fields, field/value pairs…, seen metas…
+-- KEYS: run, callers, claim, attempt, active, stats, checkpoints, then the meta key of each cache entry looked at
+-- ARGV: run id, exclusive ('1' = joins none), grace ms, expires ms ('' = never), n fields, field/value pairs…,
+-- n checkpoints, name/value pairs…, seen metas…
 -- Returns: what was done, run id, whether somebody else started it
 local function answer(how, id)
   return {how, id, redis.call('HGET', RUN .. id, 'attempt') == KEYS[4] and '0' or '1'}
@@ -26,44 +53,82 @@ local function known(id)
 end
 local retried = redis.call('GET', KEYS[4])
 if known(retried) then return answer('retry', retried) end
-local fields = 2 * tonumber(ARGV[3])
-for i = 7, #KEYS do
-  if (redis.call('GET', KEYS[i]) or '') ~= ARGV[3 + fields + i - 6] then return {'look'} end
+local fields = {5, 5 + 2 * tonumber(ARGV[5])}
+local kept = {fields[2] + 1, fields[2] + 1 + 2 * tonumber(ARGV[fields[2] + 1])}
+for i = 8, #KEYS do
+  if (redis.call('GET', KEYS[i]) or '') ~= ARGV[kept[2] + i - 7] then return {'look', '', ''} end
 end
-if #KEYS > 6 then redis.call('HINCRBY', KEYS[6], 'misses', 1) end
+if #KEYS > 7 then redis.call('HINCRBY', KEYS[6], 'misses', 1) end
 local claimed = ARGV[2] ~= '1' and redis.call('GET', KEYS[3])
 local state = known(claimed)
 if state and state ~= 'ended' then
-  local deadline = redis.call('HGET', RUN .. claimed, 'deadline_at')
-  if not deadline or tonumber(deadline) > now then
-    redis.call('SADD', RUN .. claimed .. CALLERS, KEYS[4])
+  local run = RUN .. claimed
+  local h = redis.call('HMGET', run, 'started_at', 'deadline_at', 'expires_at', 'published')
+  local over = h[1] and h[2] or h[3]
+  if not over or tonumber(over) > now then
+    redis.call('SADD', run .. CALLERS, KEYS[4])
     redis.call('SET', KEYS[4], claimed)
+    if h[3] and not h[1] then -- the most patient caller decides how long it may wait
+      local until_ = ARGV[4] == '' and 'inf' or math.max(tonumber(h[3]), now + tonumber(ARGV[4]))
+      if until_ == 'inf' then redis.call('HDEL', run, 'expires_at') else redis.call('HSET', run, 'expires_at', until_) end
+      if h[4] == '1' then redis.call('ZADD', KEYS[5], until_, claimed) end
+    end
     return answer('join', claimed)
   end
 end
-for i = 4, 2 + fields, 2 do redis.call('HSET', KEYS[1], ARGV[i], ARGV[i + 1]) end
-redis.call('HSET', KEYS[1], 'state', 'queued', 'fence', 0, 'submitted_at', now, 'published', 0, 'attempt', KEYS[4])
+for i = fields[1] + 1, fields[2], 2 do redis.call('HSET', KEYS[1], ARGV[i], ARGV[i + 1]) end
+for i = kept[1] + 1, kept[2], 2 do redis.call('HSET', KEYS[7], ARGV[i], ARGV[i + 1]) end
+redis.call('HSET', KEYS[1], 'state', 'queued', 'fence', 0, 'starts', 0, 'sending', 1, 'published', 0)
+redis.call('HSET', KEYS[1], 'submitted_at', now, 'queued_at', now, 'attempt', KEYS[4])
+if ARGV[4] ~= '' then redis.call('HSET', KEYS[1], 'expires_at', now + tonumber(ARGV[4])) end
 redis.call('SADD', KEYS[2], KEYS[4])
 redis.call('SET', KEYS[4], ARGV[1])
 if ARGV[2] ~= '1' then redis.call('SET', KEYS[3], ARGV[1]) end
-redis.call('ZADD', KEYS[5], now, ARGV[1])
+redis.call('ZADD', KEYS[5], now + tonumber(ARGV[3]), ARGV[1])
 return answer('new', ARGV[1])
+"""
+)
+
+PUBLISHED = (
+    NOW
+    + """
+-- KEYS: run, active   ARGV: run id, number of the message
+-- A queued run whose message was sent merely waits: no sweep looks at it before its time is over.
+local h = redis.call('HMGET', KEYS[1], 'state', 'sending', 'stage', 'priority', 'started_at', 'deadline_at', 'expires_at')
+if h[1] ~= 'queued' or h[2] ~= ARGV[2] then return 0 end
+redis.call('HSET', KEYS[1], 'published', 1)
+redis.call('ZADD', WAITING .. h[3] .. ':' .. h[4], now, ARGV[1])
+return redis.call('ZADD', KEYS[2], 'XX', h[5] and h[6] or h[7] or 'inf', ARGV[1])
 """
 )
 
 BEGIN = (
     NOW
+    + _WAITS
     + """
--- KEYS: run, active   ARGV: run id, stage, lease ms
-local h = redis.call('HMGET', KEYS[1], 'state', 'stage', 'lease_until', 'started_at', 'timeout_ms')
+-- KEYS: run, active   ARGV: run id, stage, number of the message, lease ms
+-- A run that is begun by the message it waits for tells how far its lane has come: lists are first in, first out.
+local h = redis.call('HMGET', KEYS[1], 'state', 'stage', 'lease_until', 'started_at', 'timeout_ms', 'sending',
+                     'queued_at', 'priority', 'expires_at')
 if not h[1] then return {'gone'} end
 if h[1] == 'ended' then return {'ended', redis.call('HGET', KEYS[1], 'result')} end
 if h[2] ~= ARGV[2] then return {'elsewhere'} end
 if h[1] == 'running' and tonumber(h[3]) > now then return {'busy'} end
-local lease = now + tonumber(ARGV[3])
+if h[1] == 'queued' and h[6] == ARGV[3] then
+  local lane = LANE .. h[2] .. ':' .. h[8]
+  if tonumber(h[7]) > tonumber(redis.call('HGET', lane, 'reached') or 0) then
+    redis.call('HSET', lane, 'reached', h[7])
+  end
+end
+waits_no_more(ARGV[1])
+local lease = now + tonumber(ARGV[4])
 redis.call('HINCRBY', KEYS[1], 'fence', 1)
+redis.call('HINCRBY', KEYS[1], 'starts', 1)
 redis.call('HSET', KEYS[1], 'state', 'running', 'lease_until', lease)
-if not h[4] then redis.call('HSET', KEYS[1], 'started_at', now, 'deadline_at', now + tonumber(h[5])) end
+if not h[4] then
+  redis.call('HSET', KEYS[1], 'started_at', now, 'deadline_at', now + tonumber(h[5]))
+  if h[9] and tonumber(h[9]) <= now then redis.call('HSET', KEYS[1], 'expired', 1) end
+end
 redis.call('ZADD', KEYS[2], lease, ARGV[1])
 return {'ok', now, redis.call('HGETALL', KEYS[1])}
 """
@@ -72,58 +137,76 @@ return {'ok', now, redis.call('HGETALL', KEYS[1])}
 RENEW = (
     NOW
     + """
--- KEYS: active   ARGV: lease ms, then run id and fence of each run; returns the ids that are held no more
-local lost, lease = {}, now + tonumber(ARGV[1])
+-- KEYS: active   ARGV: lease ms, then run id and fence of each run
+-- Returns id and reason, 'lost' or 'cancelled', of each run whose work must stop.
+local stop, lease = {}, now + tonumber(ARGV[1])
 for i = 2, #ARGV, 2 do
   local run = RUN .. ARGV[i]
-  local h = redis.call('HMGET', run, 'state', 'fence')
+  local h = redis.call('HMGET', run, 'state', 'fence', 'cancelled')
   if h[1] == 'running' and h[2] == ARGV[i + 1] then
     redis.call('HSET', run, 'lease_until', lease)
     redis.call('ZADD', KEYS[1], 'XX', lease, ARGV[i])
+    if h[3] then stop[#stop + 1] = {ARGV[i], 'cancelled'} end
   else
-    lost[#lost + 1] = ARGV[i]
+    stop[#stop + 1] = {ARGV[i], 'lost'}
   end
 end
-return lost
+return stop
 """
 )
 
-PUBLISHED = """
--- KEYS: run, active   ARGV: run id, stage, iteration of the message
--- A queued run whose message was sent is overdue no more: it merely waits.
-local h = redis.call('HMGET', KEYS[1], 'state', 'stage', 'iteration')
-if h[1] ~= 'queued' or h[2] ~= ARGV[2] or h[3] ~= ARGV[3] then return 0 end
-redis.call('HSET', KEYS[1], 'published', 1)
-return redis.call('ZADD', KEYS[2], 'XX', 'inf', ARGV[1])
-"""
-
-RECLAIM = (
+SWEEP = (
     NOW
+    + _OWE
     + """
--- KEYS: active, sweeps   ARGV: grace ms, most, longest pause ms, lease ms
--- Returns id, stage, key and iteration of each run that needs a message: a running one whose lease has passed, and
--- a queued one whose message nobody has sent. Whoever asks next within the grace gets other runs, so one process at
--- a time publishes a run. After a pause of all sweeps (this server stood still, or no worker was there) the leases
--- say nothing until the living could have renewed them.
+-- KEYS: active, sweeps, dead, then for each lane its hash, the runs that wait in it, and its list of messages
+-- ARGV: grace ms, most, shortest pause ms, longest pause ms, lease ms, patience ms, oldest dead ms
+-- Returns the messages that are owed (see owe), and the ids of runs that are over and that nobody holds.
 local s = redis.call('HMGET', KEYS[2], 'last', 'since')
-if not s[1] or now - tonumber(s[1]) > tonumber(ARGV[3]) then s[2] = now end
+local pause = s[1] and now - tonumber(s[1])
+if pause and pause >= 0 and pause < tonumber(ARGV[3]) then return {{}, {}} end -- another worker has just swept
+-- After a pause of all sweeps (this server stood still, or no worker was there) the leases say nothing until the
+-- living could have renewed them.
+if not pause or pause < 0 or pause > tonumber(ARGV[4]) then s[2] = now end
 redis.call('HSET', KEYS[2], 'last', now, 'since', s[2])
-local steady = now - tonumber(s[2]) >= tonumber(ARGV[4])
-local found = {}
-for _, id in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', now - tonumber(ARGV[1]), 'LIMIT', 0, ARGV[2])) do
-  local run = RUN .. id
-  local h = redis.call('HMGET', run, 'state', 'stage', 'key', 'iteration')
-  if h[1] == 'running' and not steady then
-    redis.call('ZADD', KEYS[1], now, id)
-  elseif h[1] and h[1] ~= 'ended' then
-    if h[1] == 'running' then redis.call('HSET', run, 'state', 'queued', 'published', 0) end
-    redis.call('ZADD', KEYS[1], now, id)
-    found[#found + 1] = {id, h[2], h[3], h[4]}
-  else
+local steady = now - tonumber(s[2]) >= tonumber(ARGV[5])
+local owed, over = {}, {}
+for _, id in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', now, 'LIMIT', 0, ARGV[2])) do
+  local h = redis.call('HMGET', RUN .. id, 'state', 'cancelled', 'started_at', 'deadline_at', 'expires_at', 'published')
+  local ends = h[3] and h[4] or h[5]
+  if not h[1] or h[1] == 'ended' then
     redis.call('ZREM', KEYS[1], id)
+  elseif h[1] == 'running' and not steady then
+    redis.call('ZADD', KEYS[1], now + tonumber(ARGV[1]), id)
+  elseif h[2] or (ends and tonumber(ends) <= now) then
+    redis.call('ZADD', KEYS[1], now + tonumber(ARGV[1]), id)
+    over[#over + 1] = id
+  elseif h[1] == 'queued' and h[6] == '1' then -- its time was put off
+    redis.call('ZADD', KEYS[1], ends or 'inf', id)
+  else
+    owed[#owed + 1] = owe(id, KEYS[1], tonumber(ARGV[1]))
   end
 end
-return found
+-- A lane is first in, first out. What was sent before the message of a run that has begun was queued, or before an
+-- empty list was seen, has left the list; if it has not begun some patience later, its message is lost.
+for i = 4, #KEYS, 3 do
+  local reached = redis.call('LLEN', KEYS[i + 2]) == 0 and now or redis.call('HGET', KEYS[i], 'reached') or 0
+  local l = redis.call('HMGET', KEYS[i], 'newer', 'older', 'turned')
+  if not l[3] or now - tonumber(l[3]) >= tonumber(ARGV[6]) then
+    l = {reached, l[1] or 0}
+    redis.call('HSET', KEYS[i], 'newer', l[1], 'older', l[2], 'turned', now)
+  end
+  for _, id in ipairs(redis.call('ZRANGEBYSCORE', KEYS[i + 1], '-inf', '(' .. l[2], 'LIMIT', 0, ARGV[2])) do
+    local h = redis.call('HMGET', RUN .. id, 'state', 'published')
+    if h[1] == 'queued' and h[2] == '1' then
+      owed[#owed + 1] = owe(id, KEYS[1], tonumber(ARGV[1]))
+    else
+      redis.call('ZREM', KEYS[i + 1], id)
+    end
+  end
+end
+redis.call('ZREMRANGEBYSCORE', KEYS[3], '-inf', now - tonumber(ARGV[7]))
+return {owed, over}
 """
 )
 
@@ -134,7 +217,7 @@ if not redis.call('HGET', KEYS[1], 'state') then return {0, ''} end
 for i = 4, #ARGV, 2 do redis.call('HSETNX', KEYS[3], ARGV[i], ARGV[i + 1]) end
 local kept = ''
 if ARGV[2] ~= '' then
-  redis.call('HSETNX', KEYS[2], ARGV[2], ARGV[3])
+  if redis.call('HSETNX', KEYS[2], ARGV[2], ARGV[3]) == 1 then redis.call('HSET', KEYS[1], 'starts', 0) end
   kept = redis.call('HGET', KEYS[2], ARGV[2])
 end
 local h = redis.call('HMGET', KEYS[1], 'state', 'fence')
@@ -146,33 +229,74 @@ return {(h[1] == 'running' and h[2] == ARGV[1]) and 1 or 0, kept}
 
 HAND_OVER = (
     NOW
+    + _OWE
     + """
--- KEYS: run, active   ARGV: run id, fence, stage, progress, iteration, history
+-- KEYS: run, active   ARGV: run id, fence, grace ms, stage, progress, iteration, history
+-- Returns the message that is owed, nothing if the run is held by somebody else.
 local h = redis.call('HMGET', KEYS[1], 'state', 'fence')
-if h[1] ~= 'running' or h[2] ~= ARGV[2] then return 0 end
-redis.call('HSET', KEYS[1], 'state', 'queued', 'stage', ARGV[3], 'progress', ARGV[4], 'iteration', ARGV[5])
-redis.call('HSET', KEYS[1], 'published', 0, 'history', ARGV[6])
-redis.call('ZADD', KEYS[2], now, ARGV[1])
-return 1
+if h[1] ~= 'running' or h[2] ~= ARGV[2] then return {} end
+redis.call('HSET', KEYS[1], 'stage', ARGV[4], 'progress', ARGV[5], 'iteration', ARGV[6], 'history', ARGV[7], 'starts', 0)
+return owe(ARGV[1], KEYS[2], tonumber(ARGV[3]))
 """
 )
 
+HAND_BACK = (
+    NOW
+    + _OWE
+    + """
+-- KEYS: run, active   ARGV: run id, fence, grace ms
+-- Returns the message that is owed, nothing if the run is held by somebody else. This start does not count.
+local h = redis.call('HMGET', KEYS[1], 'state', 'fence')
+if h[1] ~= 'running' or h[2] ~= ARGV[2] then return {} end
+redis.call('HINCRBY', KEYS[1], 'starts', -1)
+return owe(ARGV[1], KEYS[2], tonumber(ARGV[3]))
+"""
+)
+
+CANCEL = """
+-- KEYS: run, callers, claim, active   ARGV: run id, marker of the caller ('' = the only one there is), force ('1')
+-- Returns what became of it and how many callers are left: 'gone', 'ended', 'stranger' (not a caller), 'shared'
+-- (nobody was named and there are several), 'left', 'stopping' (its worker is told) or 'free' (nobody holds it)
+local state = redis.call('HGET', KEYS[1], 'state')
+if not state then return {'gone', 0} end
+if state == 'ended' then return {'ended', 0} end
+local force, callers = ARGV[3] == '1', redis.call('SMEMBERS', KEYS[2])
+local leaver = ARGV[2]
+if leaver == '' and #callers == 1 then leaver = callers[1] end
+if leaver == '' and #callers > 1 and not force then return {'shared', #callers} end
+local left = #callers
+if leaver ~= '' then
+  left = left - redis.call('SREM', KEYS[2], leaver)
+  if left == #callers and not force then return {'stranger', left} end
+  if redis.call('GET', leaver) == ARGV[1] then redis.call('DEL', leaver) end
+end
+if left > 0 and not force then return {'left', left} end
+redis.call('HSET', KEYS[1], 'cancelled', 1)
+if redis.call('GET', KEYS[3]) == ARGV[1] then redis.call('DEL', KEYS[3]) end
+if state == 'running' then return {'stopping', left} end
+redis.call('ZADD', KEYS[4], 0, ARGV[1])
+return {'free', left}
+"""
+
 FINISH = (
     NOW
+    + _WAITS
     + """
--- KEYS: run, checkpoints, usage, callers, claim, active, then exec and meta key of each cache entry to write
+-- KEYS: run, checkpoints, usage, callers, claim, active, dead, then exec and meta key of each cache entry to write
 -- ARGV: run id, fence, status, result, progress, result ttl s, retry ttl s, cache ttl s, cached result, cached
--- meta, channel
+-- meta, channel, given up ('1' = into the list of the dead)
 local h = redis.call('HMGET', KEYS[1], 'state', 'fence', 'result')
 if not h[1] then return {'gone', ''} end
 if h[1] == 'ended' then return {'ended', h[3]} end
 if h[2] ~= ARGV[2] then return {'lost', ''} end
+waits_no_more(ARGV[1])
 redis.call('HSET', KEYS[1], 'state', 'ended', 'status', ARGV[3], 'result', ARGV[4], 'progress', ARGV[5], 'ended_at', now)
 if redis.call('GET', KEYS[5]) == ARGV[1] then redis.call('DEL', KEYS[5]) end
 redis.call('ZREM', KEYS[6], ARGV[1])
+if ARGV[12] == '1' then redis.call('ZADD', KEYS[7], now, ARGV[1]) end
 for _, attempt in ipairs(redis.call('SMEMBERS', KEYS[4])) do redis.call('EXPIRE', attempt, ARGV[7]) end
 for i = 1, 4 do redis.call('EXPIRE', KEYS[i], ARGV[6]) end
-for i = 7, #KEYS, 2 do
+for i = 8, #KEYS, 2 do
   redis.call('SET', KEYS[i], ARGV[9], 'EX', ARGV[8])
   redis.call('SET', KEYS[i + 1], ARGV[10], 'EX', ARGV[8])
 end
@@ -180,3 +304,10 @@ redis.call('PUBLISH', ARGV[11], ARGV[3])
 return {'ok', ARGV[4]}
 """
 )
+
+FORGET = """
+-- KEYS: dead, attempt   ARGV: run id
+-- Lets a run that was given up be submitted again, as a new one.
+if redis.call('GET', KEYS[2]) == ARGV[1] then redis.call('DEL', KEYS[2]) end
+return redis.call('ZREM', KEYS[1], ARGV[1])
+"""

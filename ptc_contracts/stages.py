@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from enum import Enum
-from typing import Any
+from typing import Any, NamedTuple
 
 from ptc_contracts.keys import BROKER_PREFIX, RESULTS_PREFIX
 
@@ -20,20 +20,63 @@ class Stage(str, Enum):
         return f"ptc.{self.value}"
 
 
-def stage_message(stage: Stage, run_id: str, key: str, iteration: int) -> dict[str, Any]:
-    """Give the arguments for `Celery.send_task` that ask for a stage of a run.
+UNDER_WAY = 0
+"""Priority of a run that has started: its deadline is running, so it goes before all that has not. Highest."""
 
-    The message holds the run id and nothing else; key and iteration appear in its `kwargsrepr` alone, which
-    is what Flower shows.
-    """
-    return {
-        "name": stage.task_name,
-        "args": (run_id,),
-        "task_id": run_id,
-        "queue": stage.value,
-        "argsrepr": f"({run_id!r},)",
-        "kwargsrepr": f"{{'key': {key!r}, 'iteration': {iteration}}}",
-    }
+FRESH = 6
+"""Priority of a run that nobody has started."""
+
+_STEPS = (0, 3, 6, 9)
+"""Priorities that have a list of their own; kombu's."""
+
+
+class Lane(NamedTuple):
+    """One list of messages, first in, first out: those of one priority in one queue."""
+
+    stage: Stage
+    priority: int
+
+    @property
+    def name(self) -> str:
+        """What its keys are called after."""
+        return f"{self.stage.value}:{self.priority}"
+
+    @property
+    def list_key(self) -> str:
+        """The Redis list that holds its messages; the separator is kombu's."""
+        suffix = f"\x06\x16{self.priority}" if self.priority else ""
+        return f"{BROKER_PREFIX}{self.stage.value}{suffix}"
+
+
+LANES = tuple(Lane(stage, priority) for stage in Stage for priority in _STEPS)
+
+
+class Unsent(NamedTuple):
+    """A message that somebody owes a run."""
+
+    run_id: str
+    stage: Stage
+    key: str
+    iteration: int
+    sending: int
+    """Which of the run's messages it is, from 1."""
+    priority: int
+
+    def as_task(self) -> dict[str, Any]:
+        """Give the arguments for `Celery.send_task`.
+
+        The message holds the run's id and its own number; key and iteration appear in its `kwargsrepr` alone,
+        which is what Flower shows.
+        """
+        return {
+            "name": self.stage.task_name,
+            "args": (self.run_id, self.sending),
+            "task_id": self.run_id,
+            "queue": self.stage.value,
+            "priority": self.priority,
+            "argsrepr": f"({self.run_id!r},)",
+            "kwargsrepr": f"{{'key': {self.key!r}, 'iteration': {self.iteration}}}",
+        }
 
 
 CELERY_SETTINGS: dict[str, Any] = {
@@ -44,7 +87,7 @@ CELERY_SETTINGS: dict[str, Any] = {
     "task_default_queue": Stage.GENERATE.value,
     "task_queues": {stage.value: {"exchange": "ptc", "routing_key": stage.value} for stage in Stage},
     "task_create_missing_queues": False,
-    "broker_transport_options": {"global_keyprefix": BROKER_PREFIX},
+    "broker_transport_options": {"global_keyprefix": BROKER_PREFIX, "priority_steps": list(_STEPS)},
     "result_backend_transport_options": {"global_keyprefix": RESULTS_PREFIX},
 }
 """What client and worker must agree on. The prefixes keep another Celery application on the same database

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import threading
 from functools import cache
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import structlog
 from celery import Celery, signals
 
+from ptc_contracts.blobs import Blobs
 from ptc_contracts.runs import RunStore
 from ptc_contracts.settings import RedisSettings
-from ptc_contracts.stages import Stage, stage_message
 from ptc_worker.leases import LeaseKeeper
 from ptc_worker.log import configure_logging
 from ptc_worker.recovery import Recovery
@@ -22,6 +24,10 @@ if TYPE_CHECKING:
     from types import ModuleType
 
     from celery.worker.consumer import Consumer
+
+    from ptc_contracts.stages import Unsent
+
+log = structlog.get_logger(__name__)
 
 
 def _configuration() -> ModuleType:
@@ -54,6 +60,16 @@ def _start_beside_the_tasks(sender: Consumer, **_: object) -> None:
     warm_up_beside(settings(), sender.app.amqp.queues.consume_from)
 
 
+@signals.worker_shutting_down.connect
+def _end_within_the_grace(how: str, **_: object) -> None:
+    """Let the work under way finish, and hand back what does not: Celery itself would wait for ever."""
+    grace = settings().ptc_shutdown_grace if how == "Warm" else 0.0
+    log.info("worker_ends", grace_seconds=grace)
+    timer = threading.Timer(grace, leases().end)
+    timer.daemon = True
+    timer.start()
+
+
 @cache
 def settings() -> WorkerSettings:
     """Read the worker's settings, once."""
@@ -63,16 +79,20 @@ def settings() -> WorkerSettings:
 @cache
 def store() -> RunStore:
     """Connect to the run records, once."""
-    return RunStore.connect(RedisSettings.from_environment())
+    return _connected(patience=10.0)
+
+
+def _connected(patience: float) -> RunStore:
+    return RunStore.connect(RedisSettings.from_environment(), Blobs.from_environment(), patience=patience)
 
 
 @cache
 def leases() -> LeaseKeeper:
     """Keep the leases of this process alive, from the first one on."""
-    return LeaseKeeper(store())
+    return LeaseKeeper(_connected(patience=2.0))  # an answer that takes longer comes too late for the others
 
 
-def send(stage: Stage, run_id: str, key: str, iteration: int) -> None:
-    """Publish the message that asks for a run's next stage, then note that it was sent."""
-    app.send_task(**stage_message(stage, run_id, key, iteration))
-    store().mark_published(run_id, stage, iteration)
+def send(owed: Unsent) -> None:
+    """Publish a message that is owed to a run, then note that it was sent."""
+    app.send_task(**owed.as_task())
+    store().mark_published(owed)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import threading
+import time
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import structlog
 from redis.exceptions import RedisError
 
 from ptc_contracts.runs import LEASE_MS
+from ptc_worker.halt import Halt, Why
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -19,8 +22,32 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
-BEAT_SECONDS = LEASE_MS / 4000
-"""Four beats a lease: three may be lost to a slow server."""
+BEAT_SECONDS = 1.0
+"""Eight beats a lease: a run that is cancelled stops within one, and a slow server may lose several."""
+
+_SURE_SECONDS = LEASE_MS / 1000 - BEAT_SECONDS
+
+_REASONS = {"lost": Why.LEASE_LOST, "cancelled": Why.CANCELLED}
+
+
+@dataclass
+class Hold:
+    """A run that this process works on."""
+
+    run: Run
+    halt: Halt = field(default_factory=Halt)
+    """Set when the work must stop."""
+    renewed_at: float = field(default_factory=time.monotonic)
+    """When the lease was last known to be ours."""
+
+    def sure(self) -> bool:
+        """Tell whether nobody else can hold the run by now.
+
+        Whoever cannot renew, because the server or the way to it is down, starts nothing new that is paid for.
+        What is under way goes on: its answer is paid already, and the lease may still be ours when the server is
+        back.
+        """
+        return time.monotonic() - self.renewed_at < _SURE_SECONDS
 
 
 class LeaseKeeper:
@@ -28,24 +55,37 @@ class LeaseKeeper:
 
     def __init__(self, store: RunStore) -> None:
         self._store = store
-        self._held: dict[str, int] = {}
-        self._lock = threading.Lock()
+        self._held: dict[str, Hold] = {}
+        self._lock = threading.RLock()  # a signal handler may ask for the end
         self._thread: threading.Thread | None = None
+        self.ending = False
+        """Whether this process works on nothing any more."""
 
     @contextmanager
-    def holding(self, run: Run) -> Iterator[None]:
+    def holding(self, run: Run) -> Iterator[Hold]:
         """Keep a run's lease alive for the time of the block."""
+        hold = Hold(run)
         with self._lock:
-            self._held[run.run_id] = run.fence
+            self._held[run.run_id] = hold
+            if self.ending:
+                hold.halt.set(Why.SHUTDOWN)
             if self._thread is None:
                 self._thread = threading.Thread(target=self._beat, name="ptc-leases", daemon=True)
                 self._thread.start()
         try:
-            yield
+            yield hold
         finally:
             with self._lock:
-                if self._held.get(run.run_id) == run.fence:
+                if self._held.get(run.run_id) is hold:
                     del self._held[run.run_id]
+
+    def end(self) -> None:
+        """Stop all work, so that its runs can be handed back."""
+        with self._lock:
+            self.ending = True
+            held = list(self._held.values())
+        for hold in held:
+            hold.halt.set(Why.SHUTDOWN)
 
     def _beat(self) -> None:
         pause = threading.Event()
@@ -55,12 +95,18 @@ class LeaseKeeper:
             if not held:
                 continue
             try:
-                lost = self._store.renew(held)
+                self._renew(held)
             except (RedisError, OSError) as error:
                 log.warning("leases_not_renewed", runs=len(held), error=type(error).__name__)
-                continue
             except Exception:
                 log.exception("leases_failed")  # a thread that ended here would be missed by nobody
-                continue
-            for run_id in lost:
-                log.warning("lease_lost", run=run_id)
+
+    def _renew(self, held: dict[str, Hold]) -> None:
+        asked_at = time.monotonic()
+        stop = dict(self._store.renew({run_id: hold.run.fence for run_id, hold in held.items()}))
+        for run_id, hold in held.items():
+            if reason := stop.get(run_id):
+                log.warning("run_halted", run=run_id, reason=reason)
+                hold.halt.set(_REASONS[reason])
+            else:
+                hold.renewed_at = asked_at

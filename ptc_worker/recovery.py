@@ -1,4 +1,4 @@
-"""Publishes runs again whose worker fell silent, and runs whose message nobody sent."""
+"""Sends again what runs wait for and nobody sent, and ends those whose time is over."""
 
 from __future__ import annotations
 
@@ -9,21 +9,22 @@ import structlog
 from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
 
+from ptc_contracts import RunNotFoundError
 from ptc_contracts.runs import SWEEP_MS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from ptc_contracts.runs import RunStore
-    from ptc_contracts.stages import Stage
+    from ptc_contracts.stages import Unsent
 
 log = structlog.get_logger(__name__)
 
 
 class Recovery(threading.Thread):
-    """Sweeps until the process ends; every worker runs one, and each run is claimed by one of them."""
+    """Sweeps until the process ends; every worker runs one, and one of them at a time finds work."""
 
-    def __init__(self, store: RunStore, send: Callable[[Stage, str, str, int], None]) -> None:
+    def __init__(self, store: RunStore, send: Callable[[Unsent], None]) -> None:
         super().__init__(name="ptc-recovery", daemon=True)
         self._store = store
         self._send = send
@@ -40,7 +41,15 @@ class Recovery(threading.Thread):
                 log.exception("recovery_failed")  # a thread that ended here would be missed by nobody
 
     def sweep(self) -> None:
-        """Publish what needs a message now."""
-        for unsent in self._store.reclaim():
-            log.warning("run_published_again", run=unsent.run_id, stage=unsent.stage.value)
-            self._send(unsent.stage, unsent.run_id, unsent.key, unsent.iteration)
+        """Send what is owed now, and end what is over."""
+        found = self._store.sweep()
+        for owed in found.owed:
+            log.warning("run_published_again", run=owed.run_id, stage=owed.stage.value, message=owed.sending)
+            self._send(owed)
+        for run_id in found.over:
+            try:
+                result = self._store.end_if_over(run_id, grace_ms=0)
+            except RunNotFoundError:
+                continue
+            if result:
+                log.info("run_ended_unheld", run=run_id, status=result.status.value)

@@ -21,6 +21,8 @@ class End:
 
     status: ExecutionStatus
     message: str | None = None
+    given_up: bool = False
+    """Whether it goes into the list of the dead, to be looked at and sent again."""
 
 
 def merged(progress: Progress, answer: ParsedAnswer) -> list[CodeArtifact]:

@@ -7,7 +7,7 @@ stage pays for is kept before anything else happens to it, so that whoever repea
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import stamina
 import structlog
@@ -15,14 +15,16 @@ from celery.exceptions import Ignore, Reject
 from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
 
-from ptc_contracts import ConfigurationError, ExecutionStatus
+from ptc_contracts import ConfigurationError, ExecutionStatus, PayloadTooLargeError
 from ptc_contracts.progress import Outcome
+from ptc_contracts.record import CANCELLED, EXPIRED
 from ptc_contracts.run import LeaseLostError, NotOurs, Run
 from ptc_contracts.stages import Stage
 from ptc_worker.app import app, leases, send, settings, store
 from ptc_worker.dependencies import missing_verdict, needs_of
 from ptc_worker.environments import InstallError
 from ptc_worker.gate import examine, has_python_tests, red_verdict
+from ptc_worker.halt import HaltedError, Why
 from ptc_worker.llm.calls import Answer, Caller, NoAnswerError
 from ptc_worker.llm.loop import run_async
 from ptc_worker.llm.prices import REPLAY_PREFIX
@@ -38,9 +40,17 @@ if TYPE_CHECKING:
 
     from ptc_contracts import CodeArtifact, PTCArtifactResult
     from ptc_contracts.progress import Progress, Verdict
+    from ptc_worker.leases import Hold
     from ptc_worker.llm.protocol import Provider
 
 log = structlog.get_logger(__name__)
+
+T = TypeVar("T")
+
+_PATIENCE_SECONDS = 600.0
+"""How long a worker waits for Redis with what it has done; a server that is away that long has bigger troubles."""
+
+_CANCELLED = End(status=ExecutionStatus.FAILURE, message=CANCELLED)
 
 
 @dataclass(frozen=True)
@@ -65,25 +75,27 @@ Step = tuple["Progress", Stage | End]
 
 
 @app.task(name=Stage.GENERATE.task_name)
-def generate(run_id: str) -> Ended:
+def generate(run_id: str, sending: int) -> Ended:
     """Ask a model for the next draft and examine it without running it."""
-    return _work(run_id, Stage.GENERATE, _generate)
+    return _work(run_id, sending, Stage.GENERATE, _generate)
 
 
 @app.task(name=Stage.SANDBOX.task_name)
-def sandbox(run_id: str) -> Ended:
+def sandbox(run_id: str, sending: int) -> Ended:
     """Run the draft's tests in isolation and decide what follows."""
-    return _work(run_id, Stage.SANDBOX, _sandbox)
+    return _work(run_id, sending, Stage.SANDBOX, _sandbox)
 
 
-def _work(run_id: str, stage: Stage, step: Callable[[Run], Step]) -> Ended:
+def _work(run_id: str, sending: int, stage: Stage, step: Callable[[Hold], Step]) -> Ended:
     """Take the run, do the stage, and move the run on; return its result if it has ended.
 
     A message whose run is held, elsewhere or gone has done its duty: it is acknowledged and forgotten. What
-    an outage of Redis interrupts is taken up again by recovery, once the run's lease has passed.
+    an outage of Redis interrupts for too long is taken up again by recovery, once the run's lease has passed.
     """
+    if leases().ending:
+        raise Reject("this worker ends", requeue=True)
     try:
-        run = store().begin(run_id, stage)
+        run = _through_outages(lambda: store().begin(run_id, stage, sending), _PATIENCE_SECONDS)
     except RedisError as error:
         log.warning("message_returned", run=run_id, stage=stage.value, error=type(error).__name__)
         raise Reject(type(error).__name__, requeue=True) from None
@@ -93,41 +105,69 @@ def _work(run_id: str, stage: Stage, step: Callable[[Run], Step]) -> Ended:
             raise Ignore
         return Ended(run.result)
     context = {"run": run_id, "key": run.key, "stage": stage.value, "iteration": run.progress.iteration}
-    with structlog.contextvars.bound_contextvars(**context), leases().holding(run):
+    with structlog.contextvars.bound_contextvars(**context), leases().holding(run) as hold:
+        return _held(hold, step)
+
+
+def _held(hold: Hold, step: Callable[[Hold], Step]) -> Ended:
+    try:
         try:
-            return _finish(run, *_guarded(step, run))
-        except LeaseLostError:
-            log.warning("run_left_to_another_worker")
-            raise Ignore from None
-        except (RedisError, OperationalError) as error:
-            log.warning("run_left_to_recovery", error=type(error).__name__)
-            raise Ignore from None
+            return _finish(hold.run, *_guarded(step, hold))
+        except HaltedError as halted:
+            return _halted(hold.run, halted.why)
+    except LeaseLostError:
+        log.warning("run_left_to_another_worker")
+    except (RedisError, OperationalError) as error:
+        log.warning("run_left_to_recovery", error=type(error).__name__)
+    raise Ignore
 
 
 def _finish(run: Run, progress: Progress, follows: Stage | End) -> Ended:
     """End the run, or hand it over: the task id is kept, so that one `AsyncResult` follows it to its end."""
     if isinstance(follows, Stage):
-        store().hand_over(run, follows, progress)
-        send(follows, run.run_id, run.key, progress.iteration)
+        try:
+            owed = _through_outages(lambda: store().hand_over(run, follows, progress))
+        except PayloadTooLargeError as error:
+            return _end(run, run.progress, End(status=ExecutionStatus.FAILURE, message=str(error)))
+        send(owed)
         log.info("run_handed_over", to=follows.value, iteration=progress.iteration)
         raise Ignore
-    result = store().finish(run, follows.status, progress=progress, error_message=follows.message)
+    return _end(run, progress, follows)
+
+
+def _end(run: Run, progress: Progress, end: End) -> Ended:
+    result = _through_outages(
+        lambda: store().finish(
+            run, end.status, progress=progress, error_message=end.message, given_up=end.given_up
+        )
+    )
     log.info("run_ended", status=result.status.value, seconds=round(result.duration_seconds, 2))
     return Ended(result)
 
 
-def _guarded(step: Callable[[Run], Step], run: Run) -> Step:
+def _halted(run: Run, why: Why) -> Ended:
+    """Leave a run whose work was stopped: end it, or give it to another worker."""
+    if why is Why.CANCELLED:
+        return _end(run, run.progress, _CANCELLED)
+    if why is Why.SHUTDOWN:
+        send(store().hand_back(run))
+        log.info("run_handed_back")
+    raise Ignore
+
+
+def _guarded(step: Callable[[Hold], Step], hold: Hold) -> Step:
     """Do a stage; a run ends whatever happens in it."""
+    run = hold.run
     progress = run.progress
+    if end := _over_already(run):
+        return progress, end
     try:
-        if run.time_left() <= 0:
-            raise TimeoutError  # noqa: TRY301 the run may have waited too long for this stage
-        return step(run)
-    except (LeaseLostError, RedisError):
+        return step(hold)
+    except (LeaseLostError, HaltedError, RedisError):
         raise
     except TimeoutError:
         return progress, _out_of_time(run)
-    except ConfigurationError as error:
+    except (ConfigurationError, PayloadTooLargeError) as error:
         return progress, End(status=ExecutionStatus.FAILURE, message=f"configuration: {error}")
     except SandboxError as error:
         return progress, spent(progress, str(error))
@@ -136,12 +176,42 @@ def _guarded(step: Callable[[Run], Step], run: Run) -> Step:
         return progress, spent(progress, f"internal error in {run.stage.value}: {type(error).__name__}")
 
 
-def _generate(run: Run) -> Step:
-    plan = run.plan
+def _over_already(run: Run) -> End | None:
+    """Tell how a run ends that has nothing more to do here, None if it has."""
+    if run.cancelled:
+        return _CANCELLED
+    if run.expired:
+        return End(status=ExecutionStatus.TIMEOUT, message=EXPIRED)
+    if run.time_left() <= 0:
+        return _out_of_time(run)
+    if run.starts > (most := settings().ptc_max_deliveries):
+        message = (
+            f"given up: {run.stage.value} was begun {most} times without progress; each time its worker died or "
+            f"fell silent (PTC_MAX_DELIVERIES={most})"
+        )
+        return End(status=ExecutionStatus.FAILURE, message=message, given_up=True)
+    return None
+
+
+def _through_outages(act: Callable[[], T], seconds: float = _PATIENCE_SECONDS) -> T:
+    """Do it as soon as Redis can be reached: what was worked or paid for is not given up for a moment's sake."""
+    for attempt in stamina.retry_context(
+        on=lambda error: isinstance(error, RedisError) and not leases().ending,
+        attempts=None,
+        timeout=seconds,
+        wait_max=1.0,
+    ):
+        with attempt:
+            return act()
+    raise AssertionError("stamina either returns or raises")  # pragma: no cover
+
+
+def _generate(hold: Hold) -> Step:
+    run, plan = hold.run, hold.run.plan
     providers, warnings = providers_for(plan, settings())
     progress = run.progress.noting(warnings)
     try:
-        answer = _answer(run, providers)
+        answer = _answer(hold, providers)
     except NoAnswerError as error:
         return progress, spent(progress, str(error))
     parsed = parse_answer(answer.text)
@@ -161,7 +231,8 @@ def _generate(run: Run) -> Step:
     return progress, Stage.SANDBOX
 
 
-def _sandbox(run: Run) -> Step:
+def _sandbox(hold: Hold) -> Step:
+    run = hold.run
     files = run.progress.draft or []
     needs = needs_of(run.plan.scaffolding.dependencies, files, settings().ptc_allowed_dependencies)
     progress = run.progress.noting(needs.warnings)
@@ -177,24 +248,20 @@ def _sandbox(run: Run) -> Step:
     return _examined(run, progress, verdict, files)
 
 
-def _answer(run: Run, providers: list[Provider]) -> Answer:
+def _answer(hold: Hold, providers: list[Provider]) -> Answer:
     """Return this iteration's answer: the one that is kept already, or a new one, kept as soon as it is there."""
+    run = hold.run
     name = f"{Stage.GENERATE.value}:{run.progress.iteration}"
     if kept := store().checkpoint(run, name):
         return Answer(**kept)
-    caller = Caller(iteration=run.progress.iteration, deadline=run.deadline)
+    caller = Caller(iteration=run.progress.iteration, deadline=run.deadline, may_pay=hold.sure)
     try:
-        answer = run_async(caller.ask(providers, build_prompt(run.plan, run.progress)))
+        answer = run_async(caller.ask(providers, build_prompt(run.plan, run.progress)), hold.halt)
     except BaseException:
-        store().keep_usage(run, caller.calls)
+        if caller.calls:
+            _through_outages(lambda: store().keep_usage(run, caller.calls))
         raise
-    # What was paid for is not given up because the server is away for a moment.
-    for attempt in stamina.retry_context(
-        on=RedisError, attempts=None, timeout=run.plan.timeout_seconds, wait_max=2
-    ):
-        with attempt:
-            return Answer(**store().keep(run, name, asdict(answer), caller.calls))
-    raise AssertionError("stamina either returns or raises")  # pragma: no cover
+    return Answer(**_through_outages(lambda: store().keep(run, name, asdict(answer), caller.calls)))
 
 
 def _examined(run: Run, progress: Progress, verdict: Verdict, files: list[CodeArtifact]) -> Step:

@@ -9,6 +9,7 @@ from ptc_contracts import (
     InvalidPlanError,
     LLMProvider,
     LLMUsage,
+    PayloadTooLargeError,
     PTCArtifactResult,
     PTCCacheManager,
     PTCError,
@@ -18,7 +19,9 @@ from ptc_contracts import (
     ScaffoldingSpec,
     ServerUnavailableError,
     TestResult,
+    UnreadableBlobError,
 )
+from ptc_contracts.run import Departure
 from roma_bridge.client import PTC, PlanHandle, submit_plan
 
 __all__ = [
@@ -27,6 +30,7 @@ __all__ = [
     "CacheStrategy",
     "CodeArtifact",
     "ConfigurationError",
+    "Departure",
     "ExecutionStatus",
     "InvalidPlanError",
     "LLMProvider",
@@ -35,11 +39,13 @@ __all__ = [
     "PTCCacheManager",
     "PTCError",
     "PTCExecutionPlan",
+    "PayloadTooLargeError",
     "PlanHandle",
     "RunNotFinishedError",
     "RunNotFoundError",
     "ScaffoldingSpec",
     "ServerUnavailableError",
     "TestResult",
+    "UnreadableBlobError",
     "submit_plan",
 ]

@@ -44,6 +44,7 @@ EXIT_CODES = {
     5: "Redis cannot be reached",
     6: "the run goes on: --timeout was over",
     7: "the files cannot be written",
+    8: "--cancel changed nothing: others wait for the run",
     130: "interrupted; the run goes on (with --local: it is left for the next --local)",
 }
 
@@ -64,13 +65,17 @@ _OVERDUE_SECONDS = 2.0
 @click.command(
     epilog="\b\nExit codes:\n" + "\n".join(f"{code:4} {meaning}" for code, meaning in EXIT_CODES.items())
 )
-@click.argument("plan", type=click.File("rb"))
+@click.argument("plan", type=click.File("rb"), required=False)
 @click.option(
     "--output",
     type=click.Path(path_type=Path, file_okay=False),
     help="Write the files below this directory (default: one named after the run).",
 )
-@click.option("--force", is_flag=True, help="Replace files that exist in the output directory.")
+@click.option(
+    "--force",
+    is_flag=True,
+    help="Replace files that exist in the output directory; with --cancel: stop the run even if others wait.",
+)
 @click.option("--no-wait", is_flag=True, help="Submit, print the run's id and return.")
 @click.option(
     "--json",
@@ -80,6 +85,17 @@ _OVERDUE_SECONDS = 2.0
 )
 @click.option(
     "--timeout", type=click.FloatRange(min=0), help="Wait at most so many seconds; the run goes on."
+)
+@click.option(
+    "--expires",
+    type=click.FloatRange(min=0, min_open=True),
+    help="End the run as TIMEOUT if no worker begins it within so many seconds (default: PTC_EXPIRES, or never).",
+)
+@click.option("--cancel", metavar="RUN", help="Stop a run, in place of submitting a plan.")
+@click.option(
+    "--caller",
+    metavar="EXECUTION_ID",
+    help="With --cancel: who no longer wants the run; it stops when the last one leaves.",
 )
 @click.option(
     "--local",
@@ -94,28 +110,36 @@ _OVERDUE_SECONDS = 2.0
 @click.version_option(version("ptc-worker"), prog_name="ptc-enqueue")
 @click.help_option("-h", "--help")
 def enqueue(
-    plan: TextIO,
+    plan: TextIO | None,
     output: Path | None,
     *,
     force: bool,
     no_wait: bool,
     as_json: bool,
     timeout: float | None,
+    expires: float | None,
+    cancel: str | None,
+    caller: str | None,
     local: bool,
     replay: Path | None,
 ) -> None:
     """Submit PLAN, a JSON file or - for standard input, wait for it, and write the files it made.
 
     Settings come from the environment and from .env in the working directory. Progress goes to standard
-    error, the summary or the JSON to standard output.
+    error, the summary or the JSON to standard output. `ptc-enqueue dead` shows the runs that were given up.
     """
     load_dotenv(Path.cwd() / ".env")
-    if replay and not local:
-        raise click.UsageError("--replay needs --local: a worker that runs elsewhere has its own settings")
-    if local and no_wait:
-        raise click.UsageError("--local and --no-wait exclude each other: the worker ends with this command")
+    if caller and not cancel:
+        raise click.UsageError("--caller needs --cancel")
+    if cancel and plan is None:
+        with plain_errors():
+            _cancel(cancel, caller, force=force, as_json=as_json)
+        return
+    if plan is None or cancel:
+        raise click.UsageError("give either a PLAN or --cancel RUN")
+    _refuse_contradictions(replay=replay, local=local, no_wait=no_wait)
     text = plan.read()
-    with _plain_errors(), _interruptible(), ExitStack() as stack:
+    with plain_errors(), _interruptible(), ExitStack() as stack:
         from roma_bridge.client import PTC, read_plan  # Celery takes 0.2 s: not for --help
 
         checked = _for_replay(read_plan(text)) if replay else read_plan(text)
@@ -124,7 +148,7 @@ def enqueue(
             from roma_bridge.local import local_stack
 
             here = stack.enter_context(local_stack(replay))
-        handle = (here.ptc if here else PTC()).submit(checked)
+        handle = (here.ptc if here else PTC()).submit(checked, expires=expires)
         if no_wait:
             _tell_submission(handle, as_json=as_json)
             return
@@ -139,6 +163,36 @@ def enqueue(
         if not as_json:
             click.echo(summary(result, folder))
     sys.exit(_STATUS_EXIT[result.status])
+
+
+def _refuse_contradictions(*, replay: Path | None, local: bool, no_wait: bool) -> None:
+    if replay and not local:
+        raise click.UsageError("--replay needs --local: a worker that runs elsewhere has its own settings")
+    if local and no_wait:
+        raise click.UsageError("--local and --no-wait exclude each other: the worker ends with this command")
+
+
+def _cancel(run_id: str, caller: str | None, *, force: bool, as_json: bool) -> None:
+    """Take a caller away from a run, and say what became of the run."""
+    from ptc_contracts.run import Departure
+    from roma_bridge.client import PTC  # Celery takes 0.2 s: not for --help
+
+    departure, others = PTC().cancel(run_id, caller, force=force)
+    if as_json:
+        click.echo(json.dumps({"run_id": run_id, "departure": departure.value, "others": others}))
+    else:
+        click.echo(f"run {run_id}: " + _DEPARTURES[departure].format(others=others, caller=caller))
+    if departure in {Departure.SHARED, Departure.STRANGER}:
+        sys.exit(8)
+
+
+_DEPARTURES = {
+    "stopped": "cancelled; it stops within a second or two",
+    "left": "goes on: {others} more wait for it; --force stops it for all",
+    "shared": "goes on: {others} wait for it; name one with --caller, or stop it for all with --force",
+    "stranger": "goes on: {caller!r} does not wait for it, {others} do; --force stops it for all",
+    "ended": "had ended before",
+}
 
 
 def _for_replay(plan: PTCExecutionPlan) -> PTCExecutionPlan:
@@ -166,7 +220,7 @@ def _follow(handle: PlanHandle, timeout: float | None, here: LocalStack | None) 
         time.sleep(_GLANCE_SECONDS)
         if watch.seconds - looked_after > _OVERDUE_SECONDS:
             looked_after = watch.seconds
-            handle.ptc.store.end_if_overdue(handle.run_id)  # where no worker is left to do it
+            handle.ptc.store.end_if_over(handle.run_id)  # where no worker is left to do it
     result = handle.get(timeout=0)
     if not result.from_cache:
         watch.tell_history([IterationNote.model_validate(note) for note in result.metadata["history"]])
@@ -277,7 +331,7 @@ def _tests_in(result: PTCArtifactResult) -> list[dict[str, str]]:
 
 
 @contextmanager
-def _plain_errors() -> Iterator[None]:
+def plain_errors() -> Iterator[None]:
     """Print what PTC raises on purpose as a message with its exit code; anything else is a bug and is shown."""
     try:
         yield
@@ -309,6 +363,10 @@ def _fail(message: str, code: int) -> NoReturn:
 
 def main() -> None:
     """Run the command."""
+    if sys.argv[1:2] == ["dead"]:
+        from roma_bridge.dead import dead
+
+        dead.main(sys.argv[2:], prog_name="ptc-enqueue dead")
     enqueue.main(prog_name="ptc-enqueue")
 
 

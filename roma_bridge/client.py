@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import codecs
 import time
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cache
+from math import inf
 from typing import TYPE_CHECKING, Any
 
 from celery import Celery
@@ -26,20 +27,24 @@ from ptc_contracts import (
     RunNotFinishedError,
     ServerUnavailableError,
 )
+from ptc_contracts.blobs import Blobs
 from ptc_contracts.keys import cache_key
-from ptc_contracts.run import RunState, RunStatus
+from ptc_contracts.run import DeadRun, Departure, RunState, RunStatus, Submission
 from ptc_contracts.runs import RunStore
 from ptc_contracts.settings import RedisSettings
-from ptc_contracts.stages import CELERY_SETTINGS, Stage, stage_message
-from roma_bridge.defaults import with_defaults
+from ptc_contracts.stages import CELERY_SETTINGS, Stage, Unsent
+from roma_bridge.defaults import default_expires, with_defaults
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
 SLICE_SECONDS = 2.0
 """How long `get` listens before it looks at the record: an announcement can be lost, the record cannot."""
 
 _RETRY_PAUSE = 0.5
+_PATIENCE = (2.0, 1.0, 0.5, 0.25)
+"""Seconds that a server may take to answer: callers have timeouts of their own to keep."""
+
 _AWAY = (RedisConnectionError, RedisTimeoutError, OperationalError, OSError)
 
 
@@ -48,45 +53,107 @@ class PTC:
     """One PTC installation: the Redis database that its workers serve."""
 
     settings: RedisSettings = field(default_factory=RedisSettings.from_environment)
+    blobs: Blobs = field(default_factory=Blobs.from_environment, repr=False)
 
-    def submit(self, plan: PTCExecutionPlan | Mapping[str, Any] | str) -> PlanHandle:
+    def submit(
+        self, plan: PTCExecutionPlan | Mapping[str, Any] | str, *, expires: float | None = None
+    ) -> PlanHandle:
         """Submit a plan: a model, a dict or JSON.
 
         A cached result answers at once, an equal plan that is running is joined, and otherwise a new run is
         made and its message sent.
 
+        Args:
+            plan: What to build.
+            expires: Seconds that the run may wait for its first start before it ends as TIMEOUT; `PTC_EXPIRES`
+                unless given, for ever where neither is. Of several callers the most patient one decides.
+
         Raises:
             InvalidPlanError: the plan breaks the contract; every field that does is named.
+            PayloadTooLargeError: the plan is larger than `PTC_MAX_PAYLOAD_MB`.
             ConfigurationError: a default from the environment does not fit the plan.
             ServerUnavailableError: Redis cannot be reached; nothing was submitted, or the next submission of
                 the same plan finds what was.
         """
         checked = read_plan(plan)
-        try:
-            submission = self.store.submit(checked)
-        except (RedisError, *_AWAY) as error:
-            raise self._unavailable(error) from error
-        if submission.unpublished:
-            # A run without its message is published by the workers' recovery; the caller need not know.
-            with suppress(RedisError, *_AWAY):
-                self._publish(submission.run_id, cache_key(checked))
-        return PlanHandle(
-            ptc=self, plan=checked, run_id=submission.run_id, joined=submission.joined, _hit=submission.hit
-        )
+        patience = default_expires() if expires is None else expires
+        with self._reaching():
+            submission = self.store.submit(checked, expires=patience)
+        return self._following(checked, submission)
+
+    def cancel(
+        self, run_id: str, execution_id: str | None = None, *, force: bool = False
+    ) -> tuple[Departure, int]:
+        """Take a caller away from a run, and stop it if nobody else waits; return how many others do.
+
+        A run that stops ends as FAILURE, "cancelled", within a second or two; its claim is free at once.
+
+        Args:
+            run_id: The run.
+            execution_id: Which caller leaves; where only one waits, it need not be named.
+            force: Stop the run even if others wait for it; all of them get its end.
+
+        Raises:
+            RunNotFoundError: there is no such run, or no longer.
+            ServerUnavailableError: Redis cannot be reached.
+        """
+        with self._reaching():
+            return self.store.cancel(run_id, execution_id, force=force)
+
+    def dead(self) -> list[DeadRun]:
+        """List the runs that were given up because their workers died or fell silent again and again.
+
+        Raises:
+            ServerUnavailableError: Redis cannot be reached.
+        """
+        with self._reaching():
+            return self.store.dead()
+
+    def revive(self, run_id: str) -> PlanHandle:
+        """Submit the plan of a run that was given up again; what was paid for is not paid for again.
+
+        Raises:
+            RunNotFoundError: it is not in the list of the dead.
+            ServerUnavailableError: Redis cannot be reached.
+        """
+        with self._reaching():
+            plan, submission = self.store.revive(run_id)
+        return self._following(plan, submission)
 
     @property
     def store(self) -> RunStore:
         """The run records."""
-        return _store(self.settings)
+        return self.store_within(_PATIENCE[0])
+
+    def store_within(self, seconds: float) -> RunStore:
+        """The run records, from a server that has at most about so many seconds to answer."""
+        patience = next((p for p in _PATIENCE if p <= seconds), _PATIENCE[-1])
+        return _store(self.settings, self.blobs, patience)
 
     @property
     def app(self) -> Celery:
         """A Celery application that sends tasks, by name."""
         return _app(self.settings)
 
-    def _publish(self, run_id: str, key: str) -> None:
-        self.app.send_task(**stage_message(Stage.GENERATE, run_id, key, iteration=1))
-        self.store.mark_published(run_id, Stage.GENERATE, 1)
+    def _following(self, plan: PTCExecutionPlan, submission: Submission) -> PlanHandle:
+        if submission.unsent:
+            self._publish(submission.unsent)
+        return PlanHandle(
+            ptc=self, plan=plan, run_id=submission.run_id, joined=submission.joined, _hit=submission.hit
+        )
+
+    def _publish(self, owed: Unsent) -> None:
+        """Send a message; where it cannot be sent, the workers' recovery sends it, and the caller need not know."""
+        with suppress(RedisError, *_AWAY):
+            self.app.send_task(**owed.as_task())
+            self.store.mark_published(owed)
+
+    @contextmanager
+    def _reaching(self) -> Iterator[None]:
+        try:
+            yield
+        except (RedisError, *_AWAY) as error:
+            raise self._unavailable(error) from error
 
     def _unavailable(self, error: Exception) -> ServerUnavailableError:
         if isinstance(error, ResponseError):
@@ -138,10 +205,19 @@ class PlanHandle:
                 max_iterations=self.plan.max_iterations,
                 status=ExecutionStatus.CACHE_HIT,
             )
-        try:
+        with self.ptc._reaching():  # noqa: SLF001 one room
             return self.ptc.store.status(self.run_id)
-        except _AWAY as error:
-            raise self.ptc._unavailable(error) from error  # noqa: SLF001 one room
+
+    def cancel(self, *, force: bool = False) -> Departure:
+        """Leave the run, and stop it if nobody else waits for it, or by force; `get` then returns its end.
+
+        Raises:
+            RunNotFoundError: its record has expired.
+            ServerUnavailableError: Redis cannot be reached.
+        """
+        if self._hit is not None:
+            return Departure.ENDED
+        return self.ptc.cancel(self.run_id, self.plan.execution_id, force=force)[0]
 
     def get(self, timeout: float | None = None) -> PTCArtifactResult:
         """Wait for the result, at most `timeout` seconds.
@@ -152,6 +228,7 @@ class PlanHandle:
         Raises:
             RunNotFinishedError: the time is over; the run goes on.
             RunNotFoundError: the run's record has expired.
+            UnreadableBlobError: the result is damaged, or not signed with this process's `PTC_SIGNING_KEY`.
             ServerUnavailableError: the time is over, and Redis cannot be reached.
         """
         if self._hit is not None:
@@ -163,19 +240,18 @@ class PlanHandle:
             except PTCError:
                 raise
             except _AWAY as error:
-                if deadline is not None and time.monotonic() + _RETRY_PAUSE >= deadline:
+                if _left(deadline) <= _RETRY_PAUSE:
                     raise self.ptc._unavailable(error) from error  # noqa: SLF001 one room
                 time.sleep(_RETRY_PAUSE)
 
     def _follow(self, deadline: float | None) -> PTCArtifactResult:
         """Listen for the run's end; whatever is heard or missed, the record decides."""
-        store = self.ptc.store
+        store = self.ptc.store_within(_left(deadline))
         with store.announcements(self.run_id) as wait:
             while True:
-                if result := store.result(self.run_id) or store.end_if_overdue(self.run_id):
+                if result := store.result(self.run_id) or store.end_if_over(self.run_id):
                     return result
-                left = SLICE_SECONDS if deadline is None else min(SLICE_SECONDS, deadline - time.monotonic())
-                if left <= 0:
+                if (left := min(SLICE_SECONDS, _left(deadline))) <= 0:
                     raise RunNotFinishedError(
                         f"run {self.run_id} has not ended in the time given; it goes on"
                     )
@@ -189,15 +265,18 @@ class PlanHandle:
         return result.model_copy(update=update)
 
 
-def submit_plan(plan: PTCExecutionPlan | Mapping[str, Any] | str) -> PlanHandle:
-    """Submit a plan to the installation that the environment names (`REDIS_URL`).
+def submit_plan(
+    plan: PTCExecutionPlan | Mapping[str, Any] | str, *, expires: float | None = None
+) -> PlanHandle:
+    """Submit a plan to the installation that the environment names (`REDIS_URL`); see `PTC.submit`.
 
     Raises:
         InvalidPlanError: the plan breaks the contract.
+        PayloadTooLargeError: the plan is larger than `PTC_MAX_PAYLOAD_MB`.
         ServerUnavailableError: Redis cannot be reached.
         ConfigurationError: `REDIS_URL` or one of its companions cannot be understood.
     """
-    return PTC().submit(plan)
+    return PTC().submit(plan, expires=expires)
 
 
 def read_plan(plan: PTCExecutionPlan | Mapping[str, Any] | str | bytes) -> PTCExecutionPlan:
@@ -233,9 +312,13 @@ def _place(location: tuple[int | str, ...]) -> str:
     return path.removeprefix(".") or "plan"
 
 
+def _left(deadline: float | None) -> float:
+    return inf if deadline is None else deadline - time.monotonic()
+
+
 @cache
-def _store(settings: RedisSettings) -> RunStore:
-    return RunStore.connect(settings, patience=2.0)  # callers have timeouts of their own to keep
+def _store(settings: RedisSettings, blobs: Blobs, patience: float) -> RunStore:
+    return RunStore.connect(settings, blobs, patience=patience)
 
 
 @cache

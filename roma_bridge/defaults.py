@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import PositiveFloat, TypeAdapter, ValidationError
 
 from ptc_contracts import CacheStrategy, ConfigurationError, LLMProvider, PTCExecutionPlan
 
@@ -31,6 +31,21 @@ def with_defaults(
     if not update:
         return plan
     return plan.model_copy(update=update)
+
+
+def default_expires(environ: Mapping[str, str] = os.environ) -> float | None:
+    """Read `PTC_EXPIRES`: seconds that a run may wait for its first start; None if it may wait for ever.
+
+    Raises:
+        ConfigurationError: it is not a number above zero.
+    """
+    text = environ.get("PTC_EXPIRES", "").strip()
+    if not text:
+        return None
+    try:
+        return TypeAdapter(PositiveFloat).validate_python(text)
+    except ValidationError:
+        raise ConfigurationError(f"PTC_EXPIRES={text!r} is not a number of seconds above zero") from None
 
 
 _FIELDS = (

@@ -70,6 +70,7 @@ def local_stack(recordings: Path | None = None) -> Iterator[LocalStack]:
             directory = state_directory() if recordings is None else scratch / "server"
             settings = stack.enter_context(embedded_server(directory, dies_with_us=recordings is not None))
         environment["REDIS_URL"] = settings.url
+        environment["PTC_SHUTDOWN_GRACE"] = "0"  # whoever ends the command has ended what it was for
         if recordings is not None:
             address = stack.enter_context(_replay_server(recordings))
             environment |= {name: address + path for name, path in _REPLAY_BASE_URLS.items()}

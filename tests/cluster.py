@@ -15,8 +15,7 @@ from uuid import uuid4
 from support import make_plan, replaying
 
 from ptc_contracts.keys import content_id, run_key
-from ptc_contracts.stages import Stage, stage_message
-from roma_bridge import PTC, PlanHandle
+from roma_bridge import PTC
 from roma_bridge.embedded import embedded_server
 
 if TYPE_CHECKING:
@@ -24,6 +23,7 @@ if TYPE_CHECKING:
 
     from ptc_contracts import PTCExecutionPlan
     from ptc_contracts.settings import RedisSettings
+    from roma_bridge import PlanHandle
     from ptc_worker.llm.replay.server import ReplayServer
 
 FAKE_KEY = "fake-key-that-must-never-show"
@@ -95,10 +95,7 @@ class Cluster:
         """Submit a plan under a shorter `timeout_seconds` than the contract allows, to keep tests short."""
         submission = self.ptc.store.submit(plan)
         self.ptc.store.redis.hset(run_key(submission.run_id), "timeout_ms", round(seconds * 1000))
-        key = submission.run_id.partition("-")[0]
-        self.ptc.app.send_task(**stage_message(Stage.GENERATE, submission.run_id, key, 1))
-        self.ptc.store.mark_published(submission.run_id, Stage.GENERATE, 1)
-        return PlanHandle(ptc=self.ptc, plan=plan, run_id=submission.run_id)
+        return self.ptc._following(plan, submission)
 
     def calls_for(self, plan: PTCExecutionPlan) -> int:
         """Count the requests that models got for a plan."""

@@ -17,7 +17,7 @@ from ptc_worker.llm.prices import cost_usd
 from ptc_worker.llm.protocol import CHARS_PER_TOKEN, Tally
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from ptc_worker.llm.protocol import Prompt, Provider, Reply
 
@@ -25,6 +25,8 @@ log = structlog.get_logger(__name__)
 
 ATTEMPTS = 4
 """Times one provider is asked before the next one is."""
+
+_DOUBT_SECONDS = 0.1
 
 LONGEST_WAIT = 30.0
 """Seconds we wait at most when a provider asks us to; beyond, the fallback is asked at once."""
@@ -51,6 +53,8 @@ class Caller:
     iteration: int
     deadline: float
     """`time.monotonic()` at which everything stops."""
+    may_pay: Callable[[], bool] = lambda: True
+    """Whether a call may be begun now: the run may be somebody else's by now."""
     calls: list[ModelCall] = field(default_factory=list)
     """Every call that was or may have been billed, failed and abandoned ones included."""
 
@@ -96,6 +100,8 @@ class Caller:
         return error.retry_after if fits else False
 
     async def _ask_once(self, provider: Provider, prompt: Prompt) -> Answer:
+        while not self.may_pay():  # noqa: ASYNC110 a thread learns of it, and no event of its reaches this loop
+            await asyncio.sleep(_DOUBT_SECONDS)
         tally = Tally(model=provider.model)
         started = time.monotonic()
         outcome = "abandoned"

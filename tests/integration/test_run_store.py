@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 from cluster import installed_programs
 from support import make_plan
 
-from ptc_contracts import ExecutionStatus, RunNotFoundError
-from ptc_contracts.keys import run_key
+from ptc_contracts import ExecutionStatus, RunNotFoundError, UnreadableBlobError
+from ptc_contracts.blobs import Blobs
+from ptc_contracts.keys import LANE_PREFIX, WAITING_PREFIX, run_key
 from ptc_contracts.progress import ModelCall, Outcome, Progress, Verdict
+from ptc_contracts.record import RecordForm
 from ptc_contracts.result import CodeArtifact, TestResult
-from ptc_contracts.run import LeaseLostError, NotOurs, Run, RunState
-from ptc_contracts.runs import LEASE_MS, RunStore
-from ptc_contracts.stages import Stage
+from ptc_contracts.run import Departure, LeaseLostError, NotOurs, Run, RunState
+from ptc_contracts.runs import GRACE_MS, LEASE_MS, PATIENCE_MS, SWEEP_MS, RunStore, Sweep
+from ptc_contracts.stages import FRESH, LANES, UNDER_WAY, Lane, Stage, Unsent
 from roma_bridge.embedded import embedded_server
 
 if TYPE_CHECKING:
@@ -46,9 +48,63 @@ def begun(store: RunStore, plan: PTCExecutionPlan, stage: Stage = Stage.GENERATE
 
 def taken(store: RunStore, run_id: str, stage: Stage = Stage.GENERATE) -> Run:
     """Take a run that is free."""
-    run = store.begin(run_id, stage)
+    run = begin(store, run_id, stage)
     assert isinstance(run, Run)
     return run
+
+
+def begin(store: RunStore, run_id: str, stage: Stage = Stage.GENERATE) -> Run | NotOurs:
+    """Begin a stage as its latest message asks."""
+    sending = cast("bytes | None", store.redis.hget(run_key(run_id), "sending"))
+    return store.begin(run_id, stage, int(sending or 1))
+
+
+def publish(store: RunStore, *plans: PTCExecutionPlan) -> list[Unsent]:
+    """Submit plans, one after the other, and send their messages as far as the record can know."""
+    sent = []
+    for plan in plans:
+        unsent = store.submit(plan).unsent
+        assert unsent
+        send(store, unsent)
+        pass_time(store, 2)
+        sent.append(unsent)
+    return sent
+
+
+def send(store: RunStore, *owed: Unsent) -> None:
+    """Send messages as far as the record can know."""
+    for unsent in owed:
+        store.redis.lpush(lane_of(unsent).list_key, unsent.run_id)
+        store.mark_published(unsent)
+
+
+def lane_of(unsent: Unsent) -> Lane:
+    """Tell which list a message lies in."""
+    return Lane(unsent.stage, unsent.priority)
+
+
+def sweep(store: RunStore, after_ms: int = SWEEP_MS) -> Sweep:
+    """Sweep as if so much time had passed since the last one; earlier times in the records move back with it."""
+    pass_time(store, after_ms)
+    return store.sweep()
+
+
+def pass_time(store: RunStore, milliseconds: int) -> None:
+    """Let every time that the store keeps lie so much further back."""
+    for key, fields in (("ptc:sweeps", ("last",)), *((LANE_PREFIX + lane.name, TIMES) for lane in LANES)):
+        for name in fields:
+            if store.redis.hexists(key, name):
+                store.redis.hincrby(key, name, -milliseconds)
+    for key in ("ptc:active", *(WAITING_PREFIX + lane.name for lane in LANES)):
+        for member, score in cast("Any", store.redis.zrange(key, 0, -1, withscores=True)):
+            store.redis.zadd(key, {member: score - milliseconds})
+    for key in store.redis.scan_iter("ptc:run:*", _type="hash"):
+        for name in ("queued_at", "lease_until", "deadline_at", "expires_at"):
+            if store.redis.hexists(key, name):
+                store.redis.hincrby(key, name, -milliseconds)
+
+
+TIMES = ("reached", "newer", "older", "turned")
 
 
 def let_the_lease_pass(store: RunStore, run: Run) -> None:
@@ -148,7 +204,7 @@ def test_a_run_is_held_by_one_worker_at_a_time(store: RunStore) -> None:
     """A second message for it finds it busy."""
     run = begun(store, make_plan())
 
-    assert store.begin(run.run_id, Stage.GENERATE) == NotOurs(reason="busy")
+    assert begin(store, run.run_id) == NotOurs(reason="busy")
 
 
 def test_a_message_for_another_stage_is_told_so(store: RunStore) -> None:
@@ -156,12 +212,12 @@ def test_a_message_for_another_stage_is_told_so(store: RunStore) -> None:
     run = begun(store, make_plan())
     store.hand_over(run, Stage.SANDBOX, run.progress)
 
-    assert store.begin(run.run_id, Stage.GENERATE) == NotOurs(reason="elsewhere")
+    assert begin(store, run.run_id) == NotOurs(reason="elsewhere")
 
 
 def test_a_message_without_a_record_is_told_so(store: RunStore) -> None:
     """It has expired, or never was."""
-    assert store.begin("no-such-run", Stage.GENERATE) == NotOurs(reason="gone")
+    assert begin(store, "no-such-run") == NotOurs(reason="gone")
 
 
 def test_a_renewed_lease_keeps_the_run(store: RunStore) -> None:
@@ -173,8 +229,8 @@ def test_a_renewed_lease_keeps_the_run(store: RunStore) -> None:
 
     answer = store.renew({run.run_id: run.fence, lost.run_id: lost.fence})
 
-    assert answer == [lost.run_id]
-    assert store.begin(run.run_id, Stage.GENERATE) == NotOurs(reason="busy")
+    assert answer == [(lost.run_id, "lost")]
+    assert begin(store, run.run_id) == NotOurs(reason="busy")
 
 
 def test_a_worker_that_lost_its_lease_cannot_move_the_run(store: RunStore) -> None:
@@ -233,13 +289,13 @@ def test_ending_a_run_lets_everything_of_it_expire(store: RunStore) -> None:
 
     kept = {str(key, "ascii"): store.redis.ttl(key) for key in all_keys(store)}
     assert lasting == []
-    assert {key for key, ttl in kept.items() if ttl == -1} <= {"ptc:stats:cache", "ptc:sweeps"}
+    assert {key for key, ttl in kept.items() if ttl == -1} <= {"ptc:stats:cache", "ptc:lane:generate:6"}
     assert not any(key.startswith("ptc:claim:") for key in kept)
 
 
 def let_sweeps_be_steady(store: RunStore) -> None:
     """Make it look as if recovery had swept without a pause for longer than a lease."""
-    store.reclaim()
+    store.sweep()
     store.redis.hincrby("ptc:sweeps", "since", -2 * LEASE_MS)
 
 
@@ -247,31 +303,298 @@ def test_a_silent_workers_run_is_published_again_by_one_process(store: RunStore)
     """Its lease has passed: it needs a message, once."""
     let_sweeps_be_steady(store)
     run = begun(store, make_plan())
-    let_the_lease_pass(store, run)
+    for _ in range(LEASE_MS // SWEEP_MS - 1):
+        assert sweep(store).owed == []
 
-    assert [unsent.run_id for unsent in store.reclaim()] == [run.run_id]
-    assert store.reclaim() == []
+    assert [(owed.run_id, owed.sending) for owed in sweep(store).owed] == [(run.run_id, 2)]
+    assert sweep(store).owed == []
+
+
+def test_one_worker_at_a_time_sweeps(store: RunStore) -> None:
+    """Ten thousand workers ask the server no more than one does."""
+    let_sweeps_be_steady(store)
+    store.submit(make_plan())
+    pass_time(store, GRACE_MS)
+
+    assert [len(store.sweep().owed) for _ in range(3)] == [1, 0, 0]
 
 
 def test_leases_say_nothing_after_a_pause_of_all_sweeps(store: RunStore) -> None:
     """The server stood still, and the living could not renew them either."""
     let_sweeps_be_steady(store)
     run = begun(store, make_plan())
-    let_the_lease_pass(store, run)
-    store.redis.hincrby("ptc:sweeps", "last", -LEASE_MS)
 
-    assert store.reclaim() == []
+    assert sweep(store, after_ms=2 * LEASE_MS).owed == []
     assert store.status(run.run_id).state is RunState.RUNNING
 
 
-def test_a_late_note_of_publishing_is_for_its_own_stage(store: RunStore) -> None:
+def test_a_late_note_of_publishing_is_for_its_own_message(store: RunStore) -> None:
     """The submitter was slow; the next stage's message has yet to be sent."""
-    run = begun(store, make_plan())
+    plan = make_plan()
+    first = store.submit(plan).unsent
+    assert first
+    run = taken(store, first.run_id)
     store.hand_over(run, Stage.SANDBOX, run.progress)
-    store.mark_published(run.run_id, Stage.GENERATE, 1)
-    store.redis.zincrby("ptc:active", -2000, run.run_id)
+    store.mark_published(first)
 
-    assert [unsent.stage for unsent in store.reclaim()] == [Stage.SANDBOX]
+    assert [owed.stage for owed in sweep(store, after_ms=GRACE_MS).owed] == [Stage.SANDBOX]
+
+
+def test_a_run_whose_message_nobody_sent_is_published(store: RunStore) -> None:
+    """Its submitter died between claim and publish."""
+    run_id = store.submit(make_plan()).run_id
+
+    assert sweep(store).owed == []
+    assert [owed.run_id for owed in sweep(store, after_ms=GRACE_MS).owed] == [run_id]
+
+
+def test_runs_that_merely_wait_are_left_alone(store: RunStore) -> None:
+    """Their messages lie in the list: an hour of backlog causes no duplicates, though some of them are begun."""
+    sent = publish(store, *(make_plan(f"plan {n}") for n in range(20)))
+    owed = []
+    for n in range(10):
+        store.redis.rpop(lane_of(sent[n]).list_key)
+        taken(store, sent[n].run_id)
+        owed += [each.run_id for each in sweep(store, after_ms=PATIENCE_MS).owed]
+
+    assert set(owed) <= {each.run_id for each in sent[:10]}
+
+
+def test_runs_whose_messages_were_lost_are_published_again(store: RunStore) -> None:
+    """The list is empty, and nobody has begun them: once each, some patience later."""
+    let_sweeps_be_steady(store)
+    sent = publish(store, *(make_plan(f"plan {n}") for n in range(5)))
+    store.redis.delete(lane_of(sent[0]).list_key)
+    owed = []
+    for _ in range(6 * PATIENCE_MS // SWEEP_MS):
+        found = sweep(store).owed
+        send(store, *found)
+        owed += found
+
+    assert sorted(each.run_id for each in owed) == sorted(each.run_id for each in sent)
+
+
+def test_a_message_that_others_overtook_was_lost(store: RunStore) -> None:
+    """Lists are first in, first out: a later one has been begun, and the list still holds more."""
+    let_sweeps_be_steady(store)
+    lost, later, last = publish(store, make_plan("a"), make_plan("b"), make_plan("c"))
+    store.redis.rpop(lane_of(lost).list_key, 2)
+    taken(store, later.run_id)
+    owed = [each for _ in range(3 * PATIENCE_MS // SWEEP_MS) for each in sweep(store).owed]
+
+    assert lost.run_id in {each.run_id for each in owed}
+    assert last.run_id not in {each.run_id for each in owed}
+
+
+def test_a_duplicate_that_begins_a_run_says_nothing_of_the_others(store: RunStore) -> None:
+    """It may have come from anywhere; only the message that a run waits for has stood in line."""
+    let_sweeps_be_steady(store)
+    waits, jumps = publish(store, make_plan("a"), make_plan("b"))
+    assert isinstance(store.begin(jumps.run_id, Stage.GENERATE, sending=0), Run)
+    owed = [each for _ in range(2 * PATIENCE_MS // SWEEP_MS) for each in sweep(store).owed]
+
+    assert waits.run_id not in {each.run_id for each in owed}
+
+
+def test_a_run_under_way_goes_before_those_that_have_not_started(store: RunStore) -> None:
+    """Its deadline is running: it need not queue up behind ten thousand new ones."""
+    run = begun(store, make_plan())
+    tests = store.hand_over(run, Stage.SANDBOX, run.progress)
+    again = store.hand_over(taken(store, run.run_id, Stage.SANDBOX), Stage.GENERATE, run.progress)
+
+    assert [tests.priority, again.priority] == [UNDER_WAY, UNDER_WAY] != [FRESH, FRESH]
+
+
+def test_a_run_that_is_handed_back_waits_for_another_worker(store: RunStore) -> None:
+    """The same stage, held by nobody; the one who gave it back can change it no more."""
+    run = begun(store, make_plan())
+    owed = store.hand_back(run)
+
+    with pytest.raises(LeaseLostError):
+        store.hand_back(run)
+    assert (owed.stage, taken(store, run.run_id).starts) == (Stage.GENERATE, 1)
+    with pytest.raises(LeaseLostError):
+        store.finish(run, ExecutionStatus.SUCCESS)
+
+
+def test_starts_are_counted_until_there_is_progress(store: RunStore) -> None:
+    """A message that kills its worker again and again is noticed; a long way of short steps is none."""
+    run = begun(store, make_plan())
+    for _ in range(2):
+        let_the_lease_pass(store, run)
+        run = taken(store, run.run_id)
+    many = run.starts
+    store.keep(run, "generate:1", {"text": "paid"})
+    let_the_lease_pass(store, run)
+    run = taken(store, run.run_id)
+    few = run.starts
+    store.hand_over(run, Stage.SANDBOX, run.progress)
+
+    assert (many, few, taken(store, run.run_id, Stage.SANDBOX).starts) == (3, 1, 1)
+
+
+def test_a_run_that_was_given_up_can_be_sent_again_with_what_it_paid_for(store: RunStore) -> None:
+    """It is listed with its reason, and the new run asks no model for what is there."""
+    plan = make_plan(cache_strategy="never")
+    run = begun(store, plan)
+    store.keep(run, "generate:1", {"text": "paid"})
+    store.hand_over(run, Stage.SANDBOX, run.progress)
+    run = taken(store, run.run_id, Stage.SANDBOX)
+    store.finish(run, ExecutionStatus.FAILURE, error_message="it kills its workers", given_up=True)
+    listed = [(dead.run_id, dead.reason) for dead in store.dead()]
+
+    revived, submission = store.revive(run.run_id)
+
+    again = taken(store, submission.run_id, Stage.SANDBOX)
+    assert listed == [(run.run_id, "it kills its workers")]
+    assert (revived, again.run_id != run.run_id, again.starts) == (plan, True, 1)
+    assert store.checkpoint(again, "generate:1") == {"text": "paid"}
+    assert store.dead() == []
+    with pytest.raises(RunNotFoundError, match="not in the list of the dead"):
+        store.revive(run.run_id)
+
+
+def test_one_of_several_callers_only_leaves(store: RunStore) -> None:
+    """The last one takes the run along; it ends as a failure that says so."""
+    first, second = make_plan(execution_id="a"), make_plan(execution_id="b")
+    run_id = store.submit(first).run_id
+    store.submit(second)
+
+    assert store.cancel(run_id, "a") == (Departure.LEFT, 1)
+    assert store.result(run_id) is None
+    assert store.cancel(run_id, "b") == (Departure.STOPPED, 0)
+    result = store.result(run_id)
+    assert result
+    assert (result.status, result.error_message, result.iterations_used) == ("FAILURE", "cancelled", 0)
+
+
+def test_a_run_is_stopped_by_force_whoever_waits(store: RunStore) -> None:
+    """Without a name and without force nothing happens to those who share it."""
+    run_id = store.submit(make_plan(execution_id="a")).run_id
+    store.submit(make_plan(execution_id="b"))
+
+    assert store.cancel(run_id) == (Departure.SHARED, 2)
+    assert store.cancel(run_id, "c") == (Departure.STRANGER, 2)
+    assert store.result(run_id) is None
+    assert store.cancel(run_id, force=True) == (Departure.STOPPED, 2)
+    assert store.result(run_id)
+    assert store.cancel(run_id, force=True) == (Departure.ENDED, 0)
+
+
+def test_a_cancelled_run_is_not_joined_and_not_found_by_its_caller(store: RunStore) -> None:
+    """The claim is free at once, while its worker still has to hear of it."""
+    plan = make_plan()
+    run = begun(store, plan)
+    store.cancel(run.run_id)
+
+    assert store.renew({run.run_id: run.fence}) == [(run.run_id, "cancelled")]
+    assert store.submit(make_plan(execution_id="other")).run_id != run.run_id
+    assert store.submit(plan).run_id != run.run_id
+
+
+def test_a_cancelled_run_without_its_worker_is_ended_by_a_sweep(store: RunStore) -> None:
+    """Its worker died; nobody has to begin it once more."""
+    let_sweeps_be_steady(store)
+    run = begun(store, make_plan())
+    store.cancel(run.run_id)
+    found = [sweep(store) for _ in range(LEASE_MS // SWEEP_MS + 1)]
+    ended = store.end_if_over(run.run_id, grace_ms=0)
+
+    assert [run_id for each in found for run_id in each.over] == [run.run_id]
+    assert [owed for each in found for owed in each.owed] == []
+    assert ended
+    assert ended.error_message == "cancelled"
+
+
+def test_a_run_that_waits_too_long_for_its_start_expires(store: RunStore) -> None:
+    """Its time is bounded on demand; a worker that comes too late is told so."""
+    late = store.submit(make_plan("late"), expires=10).unsent
+    swept = store.submit(make_plan("swept"), expires=10).unsent
+    patient = store.submit(make_plan("patient")).unsent
+    for unsent in (late, swept, patient):
+        assert unsent
+        store.mark_published(unsent)
+    assert late
+    assert swept
+    assert sweep(store, after_ms=5_000).over == []
+    found = sweep(store, after_ms=6_000).over
+
+    ended = store.end_if_over(swept.run_id, grace_ms=0)
+
+    assert set(found) == {late.run_id, swept.run_id}
+    assert ended
+    assert (ended.status, ended.iterations_used) == ("TIMEOUT", 0)
+    assert taken(store, late.run_id).expired
+
+
+@pytest.mark.parametrize("expires", [None, 1000])
+def test_the_most_patient_caller_decides_how_long_a_run_may_wait(
+    store: RunStore, expires: float | None
+) -> None:
+    """Nobody inherits another's bounds."""
+    unsent = store.submit(make_plan(execution_id="hasty"), expires=10).unsent
+    assert unsent
+    store.mark_published(unsent)
+    store.submit(make_plan(execution_id="patient"), expires=expires)
+
+    assert sweep(store, after_ms=20_000).over == []
+    assert not taken(store, unsent.run_id).expired
+
+
+def test_a_queued_run_past_its_deadline_is_found(store: RunStore) -> None:
+    """It ends without a free worker, with the best files it has."""
+    run = begun(store, make_plan(timeout_seconds=60))
+    draft = run.progress.model_copy(update={"draft": [CodeArtifact(file_path="a.py", content="1")]})
+    store.mark_published(store.hand_over(run, Stage.SANDBOX, draft))
+    early = sweep(store, after_ms=30_000).over
+    found = sweep(store, after_ms=31_000).over
+
+    ended = store.end_if_over(run.run_id, grace_ms=0)
+
+    assert (early, found) == ([], [run.run_id])
+    assert ended
+    assert (ended.status, len(ended.artifacts)) == ("TIMEOUT", 1)
+
+
+def test_no_part_of_a_record_can_be_forged_without_the_key(store: RunStore) -> None:
+    """Redis is shared ground: with a key set, whoever writes there can at most make a run fail."""
+    signing = RunStore(store.redis, RecordForm(Blobs(signing_key=b"a key of this test alone")))
+    forged = RecordForm()
+    run_id = signing.submit(make_plan()).run_id
+    store.redis.hset(run_key(run_id), "plan", forged.plan(run_id, make_plan("rm -rf /")))
+
+    answer = begin(signing, run_id)
+
+    assert isinstance(answer, NotOurs)
+    assert answer.result
+    assert "is not signed" in (answer.result.error_message or "")
+
+
+def test_a_signed_result_is_not_taken_from_a_stranger(store: RunStore) -> None:
+    """Neither unsigned nor moved from another run."""
+    signing = RunStore(store.redis, RecordForm(Blobs(signing_key=b"a key of this test alone")))
+    runs = [begun(signing, make_plan(name)) for name in ("a", "b")]
+    for run in runs:
+        signing.finish(run, ExecutionStatus.FAILURE)
+    other = cast("bytes", store.redis.hget(run_key(runs[1].run_id), "result"))
+    store.redis.hset(run_key(runs[0].run_id), "result", other)
+
+    with pytest.raises(UnreadableBlobError, match="wrong signature"):
+        signing.result(runs[0].run_id)
+    with pytest.raises(UnreadableBlobError, match="PTC_SIGNING_KEY is missing"):
+        store.result(runs[1].run_id)
+
+
+def test_a_result_that_is_too_large_ends_as_a_failure_that_names_the_limit(store: RunStore) -> None:
+    """Every run ends."""
+    small = RunStore(store.redis, RecordForm(Blobs(limit=20_000)))
+    run = begun(small, make_plan())
+    draft = [CodeArtifact(file_path="a.py", content="x" * 30_000)]
+
+    result = small.finish(run, ExecutionStatus.PARTIAL_SUCCESS, progress=Progress(draft=draft))
+
+    assert (result.status, result.artifacts, small.result(run.run_id)) == ("FAILURE", [], result)
+    assert "PTC_MAX_PAYLOAD_MB" in (result.error_message or "")
 
 
 def test_what_is_kept_after_the_end_expires_with_the_run(store: RunStore) -> None:
@@ -283,32 +606,15 @@ def test_what_is_kept_after_the_end_expires_with_the_run(store: RunStore) -> Non
     assert all(store.redis.ttl(key) > 0 for key in all_keys(store) if key.startswith(b"ptc:run:"))
 
 
-def test_a_run_whose_message_nobody_sent_is_published(store: RunStore) -> None:
-    """Its submitter died between claim and publish."""
-    run_id = store.submit(make_plan()).run_id
-    store.redis.zincrby("ptc:active", -2000, run_id)
-
-    assert [unsent.run_id for unsent in store.reclaim()] == [run_id]
-
-
-def test_a_run_that_merely_waits_is_left_alone(store: RunStore) -> None:
-    """Its message was sent: a backlog causes no duplicates."""
-    run_id = store.submit(make_plan()).run_id
-    store.mark_published(run_id, Stage.GENERATE, 1)
-    store.redis.zincrby("ptc:active", -2000, run_id)
-
-    assert store.reclaim() == []
-
-
 def test_a_waiting_caller_ends_a_run_that_is_past_its_deadline(store: RunStore) -> None:
     """Nobody else is there to do it; the best files are in the result."""
     run = begun(store, make_plan())
     draft = run.progress.model_copy(update={"draft": [CodeArtifact(file_path="a.py", content="1")]})
     store.hand_over(run, Stage.SANDBOX, draft)
-    early = store.end_if_overdue(run.run_id)
+    early = store.end_if_over(run.run_id)
     store.redis.hset(run_key(run.run_id), "deadline_at", 1)
 
-    result = store.end_if_overdue(run.run_id)
+    result = store.end_if_over(run.run_id)
 
     assert early is None
     assert result is not None
@@ -332,7 +638,7 @@ def test_a_run_whose_record_is_damaged_ends_as_failure(store: RunStore) -> None:
     run_id = store.submit(make_plan()).run_id
     store.redis.hset(run_key(run_id), "plan", "{}")
 
-    answer = store.begin(run_id, Stage.GENERATE)
+    answer = begin(store, run_id)
 
     assert isinstance(answer, NotOurs)
     assert (answer.reason, answer.result and answer.result.status) == ("ended", ExecutionStatus.FAILURE)
@@ -344,5 +650,5 @@ def test_a_record_of_a_newer_form_is_left_to_newer_workers(store: RunStore) -> N
     run_id = store.submit(make_plan()).run_id
     store.redis.hset(run_key(run_id), mapping={"plan": "{}", "schema_version": 2})
 
-    assert store.begin(run_id, Stage.GENERATE) == NotOurs(reason="newer")
+    assert begin(store, run_id) == NotOurs(reason="newer")
     assert store.status(run_id).state is not RunState.ENDED

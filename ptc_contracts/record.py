@@ -1,0 +1,130 @@
+"""The form of a run record: how its parts are written and read, and what its fields say of its end."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from ptc_contracts.blobs import Blobs
+from ptc_contracts.errors import PayloadTooLargeError
+from ptc_contracts.plan import PTCExecutionPlan
+from ptc_contracts.progress import ModelCall, Progress
+from ptc_contracts.result import ExecutionStatus, PTCArtifactResult
+from ptc_contracts.run import Run
+from ptc_contracts.stages import Stage
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+EXPIRED = "no worker began it within the time that it may wait in a queue"
+"""What the result of a run says that waited too long for its first start."""
+
+CANCELLED = "cancelled"
+"""What the result of a run says that nobody wanted any more."""
+
+
+@dataclass(frozen=True)
+class RecordForm:
+    """Seals the parts of a record, each for its own place in it, and opens them again.
+
+    Sealing raises PayloadTooLargeError, opening UnreadableBlobError.
+    """
+
+    blobs: Blobs = field(default_factory=Blobs)
+
+    def plan(self, run_id: str, plan: PTCExecutionPlan) -> bytes:
+        """Seal a plan."""
+        return self.blobs.seal(plan.model_dump_json(), run_id, "plan")
+
+    def progress(self, run_id: str, stage: Stage, progress: Progress) -> bytes:
+        """Seal how far a run has come, for the stage that goes on from there."""
+        return self.blobs.seal(
+            progress.model_dump_json(), run_id, "progress", stage.value, progress.iteration
+        )
+
+    def checkpoint(self, run_id: str, name: str, value: object) -> bytes:
+        """Seal what a stage produced; the name holds stage and iteration."""
+        return self.blobs.seal(json.dumps(value), run_id, "checkpoint", name)
+
+    def read_checkpoint(self, run_id: str, name: str, blob: bytes) -> Any:  # noqa: ANN401 whatever JSON was kept
+        """Open it again."""
+        return json.loads(self.blobs.open(blob, run_id, "checkpoint", name))
+
+    def call(self, run_id: str, call: ModelCall) -> bytes:
+        """Seal one entry of the bill."""
+        return self.blobs.seal(call.model_dump_json(), run_id, "usage", call.call_id)
+
+    def read_call(self, run_id: str, call_id: str, blob: bytes) -> ModelCall:
+        """Open it again."""
+        return ModelCall.model_validate_json(self.blobs.open(blob, run_id, "usage", call_id))
+
+    def result(self, run_id: str, result: PTCArtifactResult) -> tuple[PTCArtifactResult, bytes]:
+        """Seal a result; one that is too large becomes a failure without its files, which says so."""
+        try:
+            return result, self._sealed(run_id, result)
+        except PayloadTooLargeError as error:
+            bare = result.model_copy(
+                update={
+                    "status": ExecutionStatus.FAILURE,
+                    "artifacts": [],
+                    "test_results": None,
+                    "error_message": str(error),
+                    "metadata": {"run_id": run_id},
+                }
+            )
+            return bare, self._sealed(run_id, bare)
+
+    def _sealed(self, run_id: str, result: PTCArtifactResult) -> bytes:
+        return self.blobs.seal(result.model_dump_json(), run_id, "result")
+
+    def read_result(self, run_id: str, blob: bytes) -> PTCArtifactResult:
+        """Open it again."""
+        return PTCArtifactResult.model_validate_json(self.blobs.open(blob, run_id, "result"))
+
+    def read_run(self, record: Mapping[str, bytes], now_ms: int) -> Run:
+        """Read a record as it was at this server time.
+
+        Raises:
+            UnreadableBlobError: a part of it is damaged, or not signed with this process's key.
+            ValueError, KeyError: it has another form.
+        """
+        run_id, stage = record["run_id"].decode(), Stage(record["stage"].decode())
+        place = (run_id, "progress", stage.value, int(record["iteration"]))
+        started_ms = int(record.get("started_at", record["submitted_at"]))
+        return Run(
+            run_id=run_id,
+            key=record["key"].decode(),
+            digest=record["digest"].decode(),
+            plan=PTCExecutionPlan.model_validate_json(self.blobs.open(record["plan"], run_id, "plan")),
+            stage=stage,
+            fence=int(record["fence"]),
+            progress=Progress.model_validate_json(self.blobs.open(record["progress"], *place)),
+            started_at=datetime.fromtimestamp(started_ms / 1000, UTC),
+            deadline=time.monotonic() + (int(record.get("deadline_at", now_ms)) - now_ms) / 1000,
+            starts=int(record["starts"]),
+            cancelled="cancelled" in record,
+            expired="expired" in record,
+        )
+
+
+def end_of(record: Mapping[str, bytes], now_ms: int, grace_ms: int) -> tuple[ExecutionStatus, str] | None:
+    """Tell how a run ends that is over by its record, and why; None if it goes on, or its worker will end it.
+
+    The worker that holds a run has the grace to see that its time is over.
+    """
+    if record["state"] == b"ended":
+        return None
+    started = "started_at" in record
+    if started and int(record["deadline_at"]) + grace_ms <= now_ms:
+        seconds = int(record["timeout_ms"]) / 1000
+        return ExecutionStatus.TIMEOUT, f"timeout_seconds={seconds:g} ran out while no worker was free"
+    if record["state"] == b"running" and int(record["lease_until"]) > now_ms:
+        return None
+    if "cancelled" in record:
+        return ExecutionStatus.FAILURE, CANCELLED
+    if not started and int(record.get("expires_at", now_ms)) + grace_ms < now_ms:
+        return ExecutionStatus.TIMEOUT, EXPIRED
+    return None
