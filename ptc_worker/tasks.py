@@ -23,6 +23,7 @@ from ptc_worker.app import app, leases, send, settings, store
 from ptc_worker.dependencies import missing_verdict, needs_of
 from ptc_worker.environments import InstallError
 from ptc_worker.gate import examine, has_python_tests, red_verdict
+from ptc_worker.halt import Halt
 from ptc_worker.llm.calls import Answer, Caller, NoAnswerError
 from ptc_worker.llm.loop import run_async
 from ptc_worker.llm.prices import REPLAY_PREFIX
@@ -184,7 +185,7 @@ def _answer(run: Run, providers: list[Provider]) -> Answer:
         return Answer(**kept)
     caller = Caller(iteration=run.progress.iteration, deadline=run.deadline)
     try:
-        answer = run_async(caller.ask(providers, build_prompt(run.plan, run.progress)))
+        answer = run_async(caller.ask(providers, build_prompt(run.plan, run.progress)), Halt())
     except BaseException:
         store().keep_usage(run, caller.calls)
         raise
