@@ -12,7 +12,7 @@ from ptc_worker.llm.replay.server import ReplayServer
 
 if TYPE_CHECKING:
     import subprocess
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 
 def make_plan(description: str = "Build API", **fields: Any) -> PTCExecutionPlan:
@@ -43,6 +43,13 @@ def replaying(*recordings: tuple[PTCExecutionPlan, list[str]], **options: Any) -
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+def until(holds: Callable[[], object]) -> None:
+    """Wait for something that another thread or process does; the suite's own limit ends a wait in vain."""
+    pause = threading.Event()
+    while not holds():
+        pause.wait(0.01)
 
 
 class Enqueue(Protocol):

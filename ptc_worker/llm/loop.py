@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 from functools import cache
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import structlog
+
+from ptc_worker.halt import HaltedError
+
 if TYPE_CHECKING:
     from collections.abc import Coroutine
 
+    from ptc_worker.halt import Halt
+
+log = structlog.get_logger(__name__)
+
 T = TypeVar("T")
+
+_END_SECONDS = 5.0
+"""Time an abandoned call has to close its connection and to bill itself."""
 
 
 @cache
@@ -23,15 +35,46 @@ def _loop(_pid: int) -> asyncio.AbstractEventLoop:
 _starting = threading.Lock()
 
 
-def run_async(coroutine: Coroutine[Any, Any, T]) -> T:
-    """Run a coroutine on the shared loop and wait for it; an interrupt of the caller cancels it."""
-    import os
+def run_async(coroutine: Coroutine[Any, Any, T], halt: Halt) -> T:
+    """Run a coroutine on the shared loop and wait for it; a halt, or an interrupt of the caller, cancels it.
 
+    When this raises, the coroutine has ended, its `finally` blocks included, unless those take longer than
+    five seconds.
+
+    Raises:
+        HaltedError: the work must stop.
+    """
+    try:
+        halt.check()
+    except HaltedError:
+        coroutine.close()
+        raise
     with _starting:
         loop = _loop(os.getpid())  # a forked child has no thread that runs its parent's loop
-    future = asyncio.run_coroutine_threadsafe(coroutine, loop)
+    ended, woken = threading.Event(), threading.Event()
+    task = asyncio.run_coroutine_threadsafe(_begun(coroutine, ended, woken), loop).result()
     try:
-        return future.result()
+        with halt.calling(woken.set):
+            woken.wait()
     except BaseException:
-        future.cancel()
+        loop.call_soon_threadsafe(task.cancel)
+        if not ended.wait(_END_SECONDS):
+            log.warning("model_call_does_not_end")
         raise
+    return task.result()
+
+
+async def _begun(
+    coroutine: Coroutine[Any, Any, T], ended: threading.Event, woken: threading.Event
+) -> asyncio.Task[T]:
+    """Start a task that tells when it has ended."""
+
+    def tell(task: asyncio.Task[T]) -> None:
+        if not task.cancelled():
+            task.exception()  # asyncio complains about one that nobody looks at
+        ended.set()
+        woken.set()
+
+    task = asyncio.create_task(coroutine)
+    task.add_done_callback(tell)
+    return task

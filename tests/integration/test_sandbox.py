@@ -7,12 +7,12 @@ import signal
 import stat
 import sys
 import tempfile
-import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import psutil
 import pytest
+from support import until
 
 from ptc_contracts.progress import Outcome
 from ptc_worker.filetypes import artifact
@@ -219,14 +219,6 @@ def test_what_runs_inside_cannot_make_its_place_disappear(settings: WorkerSettin
 def survivors(marker: str) -> list[int]:
     """Find processes that carry a marker in their command line."""
     return [p.pid for p in psutil.process_iter(["cmdline"]) if marker in (p.info["cmdline"] or [])]
-
-
-def until(holds: object) -> None:
-    """Wait for something that another process does; the suite's own limit ends a wait in vain."""
-    assert callable(holds)
-    pause = threading.Event()
-    while not holds():
-        pause.wait(0.01)
 
 
 def judged(settings: WorkerSettings, tests: str, **more: str) -> Verdict:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import select
 import socket
 import struct
 import sys
@@ -23,12 +24,15 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
 STATS_PATH = "/_replay/stats"
-"""GET: what was served: `{"calls", "faults", "unknown", "by_turn": {"<content id>:<turn>": n}}`."""
+"""GET: what was served: `{"calls", "faults", "unknown", "left", "by_turn": {"<content id>:<turn>": n}}`.
+
+`left` counts the answers whose caller was gone before their end."""
 
 SCRIPT_PATH = "/_replay/faults"
 """POST a JSON list of fault names: what the next requests meet; null is a good answer."""
 
 _STALL_SECONDS = 3600.0
+_LOOK_SECONDS = 0.2
 
 _STATUS_FAULTS: dict[Fault, tuple[int, str, str, dict[str, str]]] = {
     Fault.RATE_LIMITED: (429, "rate_limit_error", "slow down", {"retry-after": "0.05"}),
@@ -88,7 +92,7 @@ class ReplayServer(ThreadingHTTPServer):
     def stats(self) -> dict[str, Any]:
         """Tell what was served so far."""
         with self._counting:
-            counts = {name: self._counts[name] for name in ("calls", "faults", "unknown")}
+            counts = {name: self._counts[name] for name in ("calls", "faults", "unknown", "left")}
             return {**counts, "by_turn": dict(self._by_turn)}
 
     def shutdown(self) -> None:
@@ -119,7 +123,11 @@ class _Handler(BaseHTTPRequestHandler):
             self.server.faults.script([name and Fault(name) for name in body])
             self._send_json(200, b"{}")
         elif dialect := DIALECTS.get(self.path.partition("?")[0]):
-            self._answer(dialect, body)
+            try:
+                self._answer(dialect, body)
+            except OSError:
+                self.server.count("left")
+                raise
         else:
             self._send_json(404, b'{"error": "unknown path"}')
 
@@ -137,7 +145,7 @@ class _Handler(BaseHTTPRequestHandler):
             return
         fault = self.server.faults.draw()
         self.server.count("faults" if fault else "calls", turn)
-        self.server.stopping.wait(self.server.latency)
+        self._pause(self.server.latency)
         text = answers[turn.number - 1]
         if fault is Fault.EMPTY:
             text = ""
@@ -180,7 +188,7 @@ class _Handler(BaseHTTPRequestHandler):
             if fault and index == len(pieces) // 2 and self._broken_off(dialect, fault):
                 return
             self._chunk(dialect.piece(served, piece))
-            self.server.stopping.wait(self.server.chunk_seconds)
+            self._pause(self.server.chunk_seconds)
         for event in dialect.closing(served):
             self._chunk(event)
         self._chunk(b"")
@@ -193,7 +201,7 @@ class _Handler(BaseHTTPRequestHandler):
                 self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
                 self.connection.close()
             case Fault.STALL:
-                self.server.stopping.wait(_STALL_SECONDS)
+                self._pause(_STALL_SECONDS)
             case Fault.CUT_OFF:
                 self._chunk(b"")
             case Fault.GARBLED:
@@ -211,6 +219,19 @@ class _Handler(BaseHTTPRequestHandler):
             self._chunk(
                 b'event: ping\ndata: {"type": "ping"}\n\n' if "messages" in self.path else b": PROCESSING\n\n"
             )
+
+    def _pause(self, seconds: float) -> None:
+        """Wait while the server runs and the caller stays.
+
+        Raises:
+            ConnectionError: the caller has left.
+        """
+        until = time.monotonic() + seconds
+        caller = select.poll()
+        caller.register(self.connection, select.POLLIN)
+        while (left := until - time.monotonic()) > 0 and not self.server.stopping.is_set():
+            if caller.poll(1000 * min(left, _LOOK_SECONDS)):
+                raise ConnectionAbortedError("the caller has left")  # nobody sends two requests at once
 
     def _chunk(self, data: bytes) -> None:
         self.wfile.write(b"%x\r\n%b\r\n" % (len(data), data))
