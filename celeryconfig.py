@@ -4,6 +4,7 @@ from pathlib import Path
 
 from dotenv import load_dotenv
 from kombu import Exchange, Queue
+from kombu.transport import TRANSPORT_ALIASES
 
 from ptc_contracts import ConfigurationError
 from ptc_contracts.settings import RedisSettings
@@ -20,6 +21,8 @@ except ConfigurationError as error:
 
 _over_network = not _redis.url.startswith("unix:")  # redis-py refuses keepalive for a socket file
 
+# By its alias, for kombu pays no attention to `broker_transport` when the address is `redis+socket://`.
+TRANSPORT_ALIASES.update(dict.fromkeys(("redis", "rediss"), "ptc_worker.transport:Transport"))
 broker_url = _redis.celery_url
 result_backend = _redis.celery_url
 
@@ -38,9 +41,10 @@ task_reject_on_worker_lost = True
 worker_prefetch_multiplier = 1  # a message that waits in a busy worker could be worked on elsewhere
 broker_transport_options = {
     **CELERY_SETTINGS["broker_transport_options"],
-    # A message that died with its worker before it was begun comes back after this; one whose run is alive
-    # comes back too, finds the run busy, and is forgotten.
-    "visibility_timeout": 300,
+    # A message that died with its worker comes back after this; one whose worker lives is kept from coming back.
+    "visibility_timeout": 60,
+    "unacked_restore_interval": 5,
+    "unacked_restore_throttle": 1,
     "socket_keepalive": _over_network,
     "health_check_interval": 30,
 }
