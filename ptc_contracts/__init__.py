@@ -4,6 +4,7 @@ from ptc_contracts.cache import PTCCacheManager
 from ptc_contracts.errors import (
     ConfigurationError,
     InvalidPlanError,
+    PayloadTooLargeError,
     PTCError,
     RunNotFinishedError,
     RunNotFoundError,
@@ -32,6 +33,7 @@ __all__ = [
     "PTCCacheManager",
     "PTCError",
     "PTCExecutionPlan",
+    "PayloadTooLargeError",
     "RunNotFinishedError",
     "RunNotFoundError",
     "ScaffoldingSpec",

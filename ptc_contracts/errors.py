@@ -3,6 +3,7 @@
 PTCError
 ├── ConfigurationError   set the variable that the message names
 ├── InvalidPlanError     fix the plan: the message names each field
+├── PayloadTooLargeError make the plan smaller, or raise PTC_MAX_PAYLOAD_MB
 ├── RunNotFoundError     the run has expired, or the id is wrong
 ├── RunNotFinishedError  wait longer: the run goes on
 └── ServerUnavailableError   Redis cannot be reached: start it, or try later
@@ -21,6 +22,10 @@ class ConfigurationError(PTCError):
 
 class InvalidPlanError(PTCError, ValueError):
     """A plan breaks the contract; the message names every field that does."""
+
+
+class PayloadTooLargeError(PTCError, ValueError):
+    """A part of a run is larger than `PTC_MAX_PAYLOAD_MB`; the message tells which, and by how much."""
 
 
 class RunNotFoundError(PTCError, LookupError):

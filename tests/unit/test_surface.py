@@ -22,6 +22,7 @@ CONTRACTS = [
     "PTCCacheManager",
     "PTCError",
     "PTCExecutionPlan",
+    "PayloadTooLargeError",
     "RunNotFinishedError",
     "RunNotFoundError",
     "ScaffoldingSpec",
