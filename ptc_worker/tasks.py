@@ -261,7 +261,9 @@ def _answer(hold: Hold, providers: list[Provider]) -> Answer:
         if caller.calls:
             _through_outages(lambda: store().keep_usage(run, caller.calls))
         raise
-    return Answer(**_through_outages(lambda: store().keep(run, name, asdict(answer), caller.calls)))
+    kept = _through_outages(lambda: store().keep(run, name, asdict(answer), caller.calls))
+    hold.halt.check()
+    return Answer(**kept)
 
 
 def _examined(run: Run, progress: Progress, verdict: Verdict, files: list[CodeArtifact]) -> Step:

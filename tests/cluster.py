@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
     from ptc_contracts import PTCExecutionPlan
     from ptc_contracts.settings import RedisSettings
-    from roma_bridge import PlanHandle
     from ptc_worker.llm.replay.server import ReplayServer
+    from roma_bridge import PlanHandle
 
 FAKE_KEY = "fake-key-that-must-never-show"
 """What the workers of tests take for their providers' key."""

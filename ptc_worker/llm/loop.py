@@ -39,7 +39,7 @@ def run_async(coroutine: Coroutine[Any, Any, T], halt: Halt) -> T:
     """Run a coroutine on the shared loop and wait for it; a halt, or an interrupt of the caller, cancels it.
 
     When this raises, the coroutine has ended, its `finally` blocks included, unless those take longer than
-    five seconds.
+    five seconds. One that ends well in spite of a halt is not wasted: what it returns is paid for.
 
     Raises:
         HaltedError: the work must stop.
@@ -60,6 +60,8 @@ def run_async(coroutine: Coroutine[Any, Any, T], halt: Halt) -> T:
         loop.call_soon_threadsafe(task.cancel)
         if not ended.wait(_END_SECONDS):
             log.warning("model_call_does_not_end")
+        elif not task.cancelled() and task.exception() is None:
+            return task.result()
         raise
     return task.result()
 

@@ -244,8 +244,8 @@ def test_a_queue_that_waits_gets_no_duplicates(empty_cluster: Cluster) -> None:
     waiting = [empty_cluster.ptc.submit(empty_cluster.record([GREEN])) for _ in range(50)]
     sweeps = "ptc:sweeps"
     store = empty_cluster.ptc.store
-    since = int(store.redis.hget(sweeps, "last") or 0)  # type: ignore[arg-type]
-    wait_until(lambda: int(store.redis.hget(sweeps, "last") or 0) > since + 3 * LEASE_MS)  # type: ignore[arg-type]
+    since = int(store.redis.hget(sweeps, "last") or 0)
+    wait_until(lambda: int(store.redis.hget(sweeps, "last") or 0) > since + 3 * LEASE_MS)
     messages = store.redis.llen(Lane(Stage.GENERATE, FRESH).list_key)
 
     assert (messages, len(waiting)) == (50, 50)
@@ -257,7 +257,7 @@ def test_get_ends_on_its_own_timeout_while_the_server_stands_still(tmp_path: Pat
     with embedded_server(tmp_path / "server", dies_with_us=True) as settings:
         ptc = PTC(settings)
         handle = ptc.submit({"execution_id": "x", "scaffolding": {"task_description": "x"}})
-        pid = ptc.store.redis.info("server")["process_id"]  # type: ignore[index]
+        pid = ptc.store.redis.info("server")["process_id"]
         os.kill(pid, signal.SIGSTOP)
         try:
             with pytest.raises(ServerUnavailableError):

@@ -61,7 +61,7 @@ def test_an_answer_that_was_kept_is_not_paid_again(empty_cluster: Cluster) -> No
     plan = empty_cluster.record([])
     handle = empty_cluster.ptc.submit(plan)
     store = empty_cluster.ptc.store
-    run = store.begin(handle.run_id, Stage.GENERATE)
+    run = store.begin(handle.run_id, Stage.GENERATE, 1)
     assert isinstance(run, Run)
     paid = ModelCall(call_id="paid", iteration=1, provider="claude", model="m", prompt_tokens=7)
     kept = {"text": GREEN, "truncated": False, "provider": "claude", "model": "m"}

@@ -39,7 +39,9 @@ def test_the_contracts_export_these_names() -> None:
 
 def test_the_bridge_exports_the_contracts_and_its_own() -> None:
     """Code that plans needs one import."""
-    assert sorted(roma_bridge.__all__) == sorted([*CONTRACTS, "Departure", "PTC", "PlanHandle", "submit_plan"])
+    assert sorted(roma_bridge.__all__) == sorted(
+        [*CONTRACTS, "Departure", "PTC", "PlanHandle", "submit_plan"]
+    )
 
 
 def test_the_worker_exports_its_application() -> None:
