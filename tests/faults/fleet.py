@@ -10,6 +10,8 @@ import subprocess
 import sys
 import threading
 import time
+from abc import ABC, abstractmethod
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -40,11 +42,20 @@ _BOUND_TO_US = (
 
 
 @dataclass
-class Mortal:
+class Mortal(ABC):
     """A process that may end at any moment, by us or by itself."""
 
     log: Path
     process: subprocess.Popen[bytes] | None = None
+
+    @abstractmethod
+    def start(self) -> None:
+        """Start it, or another one in its place."""
+
+    @property
+    def name(self) -> str:
+        """What it is called, whichever process it is."""
+        return self.log.stem
 
     @property
     def running(self) -> bool:
@@ -61,6 +72,9 @@ class Mortal:
         if self.process is not None:
             self.process.kill()
             self.process.wait()
+            if self.process.stdin is not None:
+                with suppress(BrokenPipeError):
+                    self.process.stdin.close()
 
     def _launch(
         self, command: Sequence[str], environment: dict[str, str], stdin: int, stdout: int | IO[bytes]
@@ -89,7 +103,8 @@ class Server(Mortal):
 
     def client(self) -> Redis:
         """Connect, without patience."""
-        return Redis.from_url(self.settings.url, socket_timeout=5, retry=Retry(NoBackoff(), 0))
+        once = Retry(NoBackoff(), 0)
+        return Redis.from_url(self.settings.url, socket_timeout=5, retry=once, decode_responses=True)
 
     def start(self) -> None:
         """Start it, at its old port if it had one, and wait until its log is read."""
@@ -113,7 +128,6 @@ class Server(Mortal):
 class Worker(Mortal):
     """One place for a worker; each process that takes it asks for a model of its own name."""
 
-    name: str = ""
     queues: str = ""
     app: str = "ptc_worker"
     environment: dict[str, str] = field(default_factory=dict)
@@ -145,9 +159,8 @@ class Worker(Mortal):
 class Submitter(Mortal):
     """A client process that submits every plan it is told of and waits for each result."""
 
-    name: str = ""
     environment: dict[str, str] = field(default_factory=dict)
-    hear: Callable[[dict[str, Any]], None] = lambda message: None
+    hear: Callable[[dict[str, Any]], None] = print
     """Takes each message, in a thread of its own."""
 
     def start(self) -> None:
@@ -162,11 +175,9 @@ class Submitter(Mortal):
         """Give it an order; one that is dead misses it."""
         assert self.process is not None
         assert self.process.stdin is not None
-        try:
+        with suppress(BrokenPipeError):
             self.process.stdin.write(json.dumps(order).encode() + b"\n")
             self.process.stdin.flush()
-        except BrokenPipeError:
-            pass
 
     def _listen(self, stdout: IO[bytes]) -> None:
         with stdout:
@@ -185,7 +196,7 @@ def wait_for_workers(settings: RedisSettings, workers: Sequence[Worker]) -> None
     control = PTC(settings).app.control
 
     def all_answered() -> bool:
-        for answer in control.ping(destination=list(waiting), timeout=0.5, limit=len(waiting)):
+        for answer in control.ping(destination=list(waiting), timeout=0.5) or []:
             waiting.pop(next(iter(answer)), None)
         ended = [worker.log.read_text() for worker in waiting.values() if not worker.running]
         assert not ended, f"a worker ended at its start:\n{ended[0]}"

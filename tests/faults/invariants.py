@@ -6,6 +6,7 @@ import json
 import re
 from collections import Counter, defaultdict
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from ptc_contracts.keys import (
@@ -110,27 +111,27 @@ def still_moving(client: Redis) -> bool:
 
 def read_kept(client: Redis) -> Kept:
     """Read what is left in Redis."""
-    names = [name.decode() for name in client.scan_iter("ptc:*", count=1000)]
+    names = list(client.scan_iter("ptc:*", count=1000))
     ids = [n.removeprefix(RUN_PREFIX) for n in names if re.fullmatch(rf"{RUN_PREFIX}[^:]+", n)]
     fields = ("key", "state", "status", "iteration", "submitted_at", "ended_at", "fence", "attempt")
     runs = {}
     for run_id in ids:
         values = client.hmget(RUN_PREFIX + run_id, fields)
-        runs[run_id] = {f: v.decode() for f, v in zip(fields, values, strict=True) if v is not None}  # type: ignore[arg-type, union-attr]
+        runs[run_id] = {f: str(v) for f, v in zip(fields, values, strict=True) if v is not None}
     return Kept(
         runs=runs,
-        calls={run_id: [json.loads(call) for call in client.hvals(usage_key(run_id))] for run_id in ids},  # type: ignore[union-attr, arg-type]
-        active=int(client.zcard(ACTIVE_RUNS)),  # type: ignore[arg-type]
+        calls={run_id: [json.loads(call) for call in client.hvals(usage_key(run_id))] for run_id in ids},
+        active=int(client.zcard(ACTIVE_RUNS)),
         claims=[name for name in names if name.startswith("ptc:claim:")],
         lasting=[n for n in names if not n.startswith(STANDING) and client.ttl(n) == -1],
         messages=_messages(client),
-        unacked=int(client.hlen(f"{BROKER_PREFIX}unacked")),  # type: ignore[arg-type]
+        unacked=int(client.hlen(f"{BROKER_PREFIX}unacked")),
     )
 
 
 def _messages(client: Redis) -> int:
     queues = client.scan_iter(f"{BROKER_PREFIX}*", count=1000, _type="LIST")
-    return sum(int(client.llen(name)) for name in queues)  # type: ignore[arg-type]
+    return sum(int(client.llen(name)) for name in queues)
 
 
 def judge(evidence: Evidence) -> dict[str, Any]:
@@ -182,7 +183,9 @@ def _one_result(evidence: Evidence) -> dict[str, Any]:
         {
             "hangs": [execution for execution in evidence.executions if execution not in evidence.answers],
             "errors": errors,
-            "differing": [f"{run}: {sorted(found.values())}" for run, found in seen.items() if len(found) > 1],
+            "differing": [
+                f"{run}: {sorted(found.values())}" for run, found in seen.items() if len(found) > 1
+            ],
             "ended_otherwise": odd,
             "runs_at_once": list(_runs_at_once(evidence.kept.runs)),
         },
@@ -214,7 +217,7 @@ def _runs_at_once(runs: dict[str, dict[str, str]]) -> Iterator[str]:
         spans[run["key"]].append((int(run["submitted_at"]), int(run.get("ended_at", 2**62)), run_id))
     for found in spans.values():
         found.sort()
-        for (_, ended, first), (begun, _, second) in zip(found, found[1:], strict=False):
+        for (_, ended, first), (begun, _, second) in pairwise(found):
             if begun < ended:
                 yield f"{first} and {second}"
 

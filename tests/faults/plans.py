@@ -38,9 +38,7 @@ class Task:
 def make_task(storm: str, number: int, chance: random.Random) -> Task:
     """Make a plan that is mended in its second draft, right in its first, or never."""
     right, wrong = _source(number), _source(-number - 1)
-    tests = (
-        f"from value import VALUE\n\n\ndef test_it():\n    assert VALUE == {number}\n\n\ndef test_more():\n    pass"
-    )
+    tests = f"from value import VALUE\n\n\ndef test_it():\n    assert VALUE == {number}\n\n\ndef test_more():\n    pass"
     first_wrong = answer_with(src__value_py=wrong, tests__test_value_py=tests)
     kind = chance.choices(("mended", "right", "spent"), weights=(5, 3, 2))[0]
     answers = {

@@ -48,6 +48,9 @@ LONGEST_SHUTDOWN = 60.0
 
 _TICK_SECONDS = 0.02
 _QUIET_SECONDS = 40.0
+_CROWD = 5
+"""Plans under way for each worker, beyond which the next fault waits: else the last plans would see none."""
+_LONGEST_LULL = 20.0
 _AGAIN = 3
 """Answered plans that a restarted submitter submits once more."""
 
@@ -106,7 +109,6 @@ class Storm:
         self.workers = [
             Worker(
                 log=folder / f"w{n}.log",
-                name=f"w{n}",
                 queues=shape[n % len(shape)],
                 app=options.app,
                 environment=environment,
@@ -115,7 +117,7 @@ class Storm:
         ]
         self.heard: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
         self.submitters = [
-            Submitter(log=folder / f"s{n}.log", name=f"s{n}", environment=environment, hear=self.heard.put)
+            Submitter(log=folder / f"s{n}.log", environment=environment, hear=self.heard.put)
             for n in range(options.submitters)
         ]
         name = f"{options.seed} {options.shape}"
@@ -156,8 +158,7 @@ class Storm:
             self._calm_down()
             return self._evidence(time.monotonic() - self._started)
         finally:
-            for one in (*self.submitters, self.server):
-                one.signal(signal.SIGCONT) if one.running else None
+            self.server.signal(signal.SIGCONT)
             end_all(self.workers)
             for one in (*self.submitters, self.server):
                 one.kill()
@@ -246,7 +247,12 @@ class Storm:
     def _strike_when_due(self) -> None:
         if len(self.strikes) >= self.options.faults or time.monotonic() < self._next_strike:
             return
-        if not self._waiting() and self._released < len(self.tasks):
+        under_way = len({execution.partition("-")[0] for execution in self._waiting()})
+        idle = not under_way and self._released < len(self.tasks)
+        crowded = (
+            under_way > _CROWD * len(self.workers) and time.monotonic() < self._next_strike + _LONGEST_LULL
+        )
+        if idle or crowded:
             return
         if not self._deck:
             self._deck = list(Kind)
@@ -269,25 +275,23 @@ class Storm:
 
     def _restart_in(self, seconds: float, one: Server | Worker) -> None:
         """Start a process again after a while; until then no other fault is for it."""
-        name = one.log.stem
-        self._in_hand.add(name)
+        self._in_hand.add(one.name)
 
         def start() -> None:
             one.start()
-            self._in_hand.discard(name)
+            self._in_hand.discard(one.name)
 
         self._in(seconds, start)
 
     def _freeze(self, one: Mortal, strike: Strike, seconds: float) -> None:
         """Stop a process and let it go on after a while, as a machine that was suspended does."""
-        name = one.log.stem
-        self._in_hand.add(name)
+        self._in_hand.add(one.name)
         one.signal(signal.SIGSTOP)
 
         def thaw() -> None:
             one.signal(signal.SIGCONT)
             strike.until = time.monotonic()
-            self._in_hand.discard(name)
+            self._in_hand.discard(one.name)
 
         self._in(seconds, thaw)
 
@@ -357,7 +361,7 @@ class Storm:
         self._note(Kind.CONNECTIONS_KILLED, "server")
         with self.server.client() as client:
             for kind in ("normal", "pubsub"):
-                client.execute_command("CLIENT", "KILL", "TYPE", kind, "SKIPME", "yes")  # type: ignore[no-untyped-call]
+                client.execute_command("CLIENT", "KILL", "TYPE", kind, "SKIPME", "yes")
         return "server"
 
     def _server_killed(self) -> str:
@@ -449,13 +453,12 @@ class Storm:
     def _look_for_mishaps(self) -> None:
         """Note who died by none of our faults, and start it again."""
         for one in (*self.workers, *self.submitters, self.server):
-            name = one.log.stem
-            if name in self._in_hand or one.running:
+            if one.name in self._in_hand or one.running:
                 continue
             code = one.process.returncode if one.process else None
             tail = one.log.read_text(errors="replace")[-2000:]
-            self.mishaps.append(f"{name} died by itself, exit code {code}: {tail}")
-            self.say(f"{name} died by itself")
+            self.mishaps.append(f"{one.name} died by itself, exit code {code}: {tail}")
+            self.say(f"{one.name} died by itself")
             if isinstance(one, Submitter):
                 self._begin_again(one)
             else:
