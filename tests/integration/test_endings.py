@@ -147,7 +147,6 @@ def test_a_worker_hands_back_what_its_grace_is_too_short_for(empty_cluster: Clus
         empty_cluster.replay.latency = 1000.0
     handle = empty_cluster.ptc.submit(plan)
     wait_until(lambda: running(handle, stage))
-    empty_cluster.start_worker("-Q", "nothing")  # waits until the first one has long been at work
     ends.process.terminate()
     code = ends.process.wait(START_SECONDS)
     state, starts = handle.ptc.store.redis.hmget(run_key(handle.run_id), "state", "starts")
@@ -168,11 +167,12 @@ def test_a_run_that_kills_its_workers_is_given_up(empty_cluster: Cluster) -> Non
     empty_cluster.start_worker(environment=environment)
 
     result = handle.get(timeout=START_SECONDS)
+    calls = empty_cluster.calls_for(plan)
     listed = json.loads(enqueue(empty_cluster, "dead", "list", "--json"))
     shown = enqueue(empty_cluster, "dead", "show", handle.run_id)
     again = json.loads(enqueue(empty_cluster, "dead", "retry", handle.run_id, "--json"))["run_id"]
 
-    assert (result.status, empty_cluster.calls_for(plan)) == ("FAILURE", 0)
+    assert (result.status, calls) == ("FAILURE", 0)
     assert "given up: generate was begun 3 times" in (result.error_message or "")
     assert [(each["run_id"], each["reason"]) for each in listed] == [(handle.run_id, result.error_message)]
     assert "given up" in shown

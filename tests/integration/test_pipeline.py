@@ -13,6 +13,7 @@ from support import answer_with
 
 from ptc_contracts import ExecutionStatus, PTCArtifactResult
 from ptc_contracts.keys import cache_key
+from ptc_contracts.stages import FRESH, Lane, Stage
 from ptc_worker.llm.replay.faults import Fault
 
 if TYPE_CHECKING:
@@ -281,15 +282,15 @@ def test_files():
     assert result.status is ExecutionStatus.SUCCESS
 
 
-def test_messages_hold_the_run_id_and_nothing_else(empty_cluster: Cluster) -> None:
+def test_messages_hold_the_run_id_and_their_number_and_nothing_else(empty_cluster: Cluster) -> None:
     """Files and plans travel through the record."""
     handle = empty_cluster.ptc.submit(empty_cluster.record([GREEN], context="a secret plan"))
     import base64
 
-    (message,) = empty_cluster.ptc.store.redis.lrange("ptc:broker:generate", 0, -1)
+    (message,) = empty_cluster.ptc.store.redis.lrange(Lane(Stage.GENERATE, FRESH).list_key, 0, -1)
     body = json.loads(base64.b64decode(json.loads(message)["body"]))
 
-    assert body[:2] == [[handle.run_id], {}]
+    assert body[:2] == [[handle.run_id, 1], {}]
     assert b"a secret plan" not in message
 
 

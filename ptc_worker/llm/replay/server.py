@@ -11,6 +11,8 @@ import sys
 import threading
 import time
 from collections import Counter
+from contextlib import contextmanager
+from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,9 +26,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
 STATS_PATH = "/_replay/stats"
-"""GET: what was served: `{"calls", "faults", "unknown", "left", "by_turn": {"<content id>:<turn>": n}}`.
-
-`left` counts the answers whose caller was gone before their end."""
+"""GET: what was served: `{"calls", "faults", "unknown", "left", "by_turn": {"<content id>:<turn>": n}, "in_flight":
+{"<model>": n}}`. `left` counts the answers whose caller was gone before their end."""
 
 SCRIPT_PATH = "/_replay/faults"
 """POST a JSON list of fault names: what the next requests meet; null is a good answer."""
@@ -48,6 +49,21 @@ _STATUS_FAULTS: dict[Fault, tuple[int, str, str, dict[str, str]]] = {
     Fault.TOO_LARGE: (413, "request_too_large", "request too large", {}),
     Fault.BAD_REQUEST: (400, "invalid_request_error", "unexpected field", {}),
 }
+
+
+@dataclass
+class Call:
+    """One request for a recorded turn, for whoever has to account for it."""
+
+    turn: Turn
+    model: str
+    """The model that was asked for: processes that share a server can be told apart by it."""
+    fault: Fault | None
+    """What it met instead of a good answer."""
+    started: float
+    """When it came in, by `time.monotonic()`."""
+    ended: float | None = None
+    """When its answer was written, or given up; None while it is in flight."""
 
 
 class ReplayServer(ThreadingHTTPServer):
@@ -73,6 +89,7 @@ class ReplayServer(ThreadingHTTPServer):
         self.chunk_seconds = chunk_seconds
         self.faults = faults or FaultPlan()
         self.stopping = threading.Event()
+        self.journal: list[Call] = []
         self._counts: Counter[str] = Counter()
         self._by_turn: Counter[str] = Counter()
         self._counting = threading.Lock()
@@ -93,7 +110,19 @@ class ReplayServer(ThreadingHTTPServer):
         """Tell what was served so far."""
         with self._counting:
             counts = {name: self._counts[name] for name in ("calls", "faults", "unknown", "left")}
-            return {**counts, "by_turn": dict(self._by_turn)}
+            in_flight = Counter(call.model for call in self.journal if call.ended is None)
+            return {**counts, "by_turn": dict(self._by_turn), "in_flight": dict(in_flight)}
+
+    @contextmanager
+    def serving(self, turn: Turn, model: str, fault: Fault | None) -> Iterator[None]:
+        """Note a call for as long as it is in flight."""
+        call = Call(turn=turn, model=model, fault=fault, started=time.monotonic())
+        with self._counting:
+            self.journal.append(call)
+        try:
+            yield
+        finally:
+            call.ended = time.monotonic()
 
     def shutdown(self) -> None:
         """Stop, and wake the requests that stall on purpose."""
@@ -135,8 +164,7 @@ class _Handler(BaseHTTPRequestHandler):
         """Stay quiet: the statistics tell more than a line for each request."""
 
     def _answer(self, dialect: Dialect, request: dict[str, Any]) -> None:
-        prompt = dialect.prompt_text(request)
-        turn = Turn.of(prompt)
+        turn = Turn.of(dialect.prompt_text(request))
         answers = self.server.recordings.get(turn.plan, []) if turn else []
         if turn is None or turn.number > len(answers):
             self.server.count("unknown", turn)
@@ -145,14 +173,18 @@ class _Handler(BaseHTTPRequestHandler):
             return
         fault = self.server.faults.draw()
         self.server.count("faults" if fault else "calls", turn)
+        with self.server.serving(turn, str(request.get("model")), fault):
+            self._serve(dialect, request, answers[turn.number - 1], fault)
+
+    def _serve(self, dialect: Dialect, request: dict[str, Any], text: str, fault: Fault | None) -> None:
         self._pause(self.server.latency)
-        text = answers[turn.number - 1]
         if fault is Fault.EMPTY:
             text = ""
         elif fault is Fault.LENGTH:
             text = text[: len(text) // 2]
         finish = {Fault.LENGTH: "length", Fault.REFUSAL: "refusal"}.get(fault, "stop") if fault else "stop"
-        served = Served(text=text, model=str(request.get("model")), prompt_chars=len(prompt), finish=finish)
+        prompt_chars = len(dialect.prompt_text(request))
+        served = Served(text=text, model=str(request.get("model")), prompt_chars=prompt_chars, finish=finish)
         if fault and self._failed_early(dialect, fault):
             return
         if request.get("stream"):
