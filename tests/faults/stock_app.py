@@ -1,7 +1,11 @@
 """The worker's application on kombu's own Redis transport, to see what ours is for."""
 
+from kombu.transport import TRANSPORT_ALIASES
+
 from ptc_worker.app import app
 
-app.conf.broker_transport = "redis"
+app.finalize()
+assert app.conf.broker_url  # noqa: S101 reading it has loaded celeryconfig.py, which puts our transport in its place
+TRANSPORT_ALIASES.update(dict.fromkeys(("redis", "rediss"), "kombu.transport.redis:Transport"))
 
 __all__ = ["app"]
