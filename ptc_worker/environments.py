@@ -8,10 +8,12 @@ import json
 import os
 import platform
 import shutil
+import signal
 import subprocess
 import sys
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import partial
 from typing import TYPE_CHECKING
 
 import structlog
@@ -20,6 +22,8 @@ from uv import find_uv_bin
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
+
+    from ptc_worker.halt import Halt
 
 log = structlog.get_logger(__name__)
 
@@ -34,7 +38,7 @@ class InstallError(Exception):
     """The packages cannot be installed; the message is the installer's."""
 
 
-def environment(cache_dir: Path, requirements: Sequence[str], timeout: float) -> Path:
+def environment(cache_dir: Path, requirements: Sequence[str], timeout: float, halt: Halt) -> Path:
     """Return the folder of an environment that holds these packages, building it if need be.
 
     Only wheels are installed, for building a source distribution runs its code outside the sandbox. The
@@ -43,6 +47,7 @@ def environment(cache_dir: Path, requirements: Sequence[str], timeout: float) ->
     Raises:
         InstallError: the set cannot be installed.
         TimeoutError: installing took too long.
+        HaltedError: the work must stop; whoever waits for the same set installs it then.
     """
     wanted = sorted({*BASE_REQUIREMENTS, *requirements})
     recipe = json.dumps([platform.python_version(), sys.base_prefix, wanted])
@@ -54,20 +59,20 @@ def environment(cache_dir: Path, requirements: Sequence[str], timeout: float) ->
         folder.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InstallError(f"PTC_CACHE_DIR cannot be used: {error}") from error
-    with _locked(folder.with_suffix(".lock"), deadline):
+    with _locked(folder.with_suffix(".lock"), deadline, halt):
         if not (folder / _READY).exists():
             log.info("environment_building", packages=wanted)
             shutil.rmtree(folder, ignore_errors=True)
-            _uv(cache_dir, deadline, "venv", "--quiet", "--python", sys.executable, str(folder))
+            _uv(cache_dir, deadline, halt, "venv", "--quiet", "--python", sys.executable, str(folder))
             python = str(folder / "bin" / "python")
             options = ("--quiet", "--python", python, "--only-binary", ":all:", "--compile-bytecode")
             # Copies, not links: what is mounted into a sandbox must not be the installer's own cache.
-            _uv(cache_dir, deadline, "pip", "install", *options, "--link-mode", "copy", "--", *wanted)
+            _uv(cache_dir, deadline, halt, "pip", "install", *options, "--link-mode", "copy", "--", *wanted)
             (folder / _READY).touch()
     return folder
 
 
-def _uv(cache_dir: Path, deadline: float, *arguments: str) -> None:
+def _uv(cache_dir: Path, deadline: float, halt: Halt, *arguments: str) -> None:
     passed = {
         name: value
         for name, value in os.environ.items()
@@ -81,28 +86,40 @@ def _uv(cache_dir: Path, deadline: float, *arguments: str) -> None:
         "NO_COLOR": "1",
         **passed,
     }
-    try:
-        done = subprocess.run(  # noqa: S603 the installer we depend on; packages go behind --
-            [find_uv_bin(), *arguments],
-            env=env,
-            cwd=cache_dir,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=max(0.0, deadline - time.monotonic()),
-            check=False,
-        )
-    except subprocess.TimeoutExpired:
-        raise TimeoutError("installing the packages took too long") from None
-    if done.returncode != 0:
-        raise InstallError(done.stderr.strip()[-_MAX_REASON:] or f"uv ended with {done.returncode}")
+    with subprocess.Popen(  # noqa: S603 the installer we depend on; packages go behind --
+        [find_uv_bin(), *arguments],
+        env=env,
+        cwd=cache_dir,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as process:
+        try:
+            with halt.calling(partial(_kill, process)):
+                _, reason = process.communicate(timeout=max(0.0, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            raise TimeoutError("installing the packages took too long") from None
+        finally:
+            _kill(process)
+    if process.returncode != 0:
+        raise InstallError(reason.strip()[-_MAX_REASON:] or f"uv ended with {process.returncode}")
+
+
+def _kill(process: subprocess.Popen[str]) -> None:
+    """End an installer that still runs, and the compilers that it has started."""
+    if process.poll() is None:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 @contextmanager
-def _locked(path: Path, deadline: float) -> Iterator[None]:
+def _locked(path: Path, deadline: float, halt: Halt) -> Iterator[None]:
     """Hold a lock; wait for whoever builds the same set just now, but not past the deadline."""
     with path.open("w") as file:
         while True:
+            halt.check()
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from ptc_contracts import CodeArtifact
     from ptc_contracts.progress import Verdict
+    from ptc_worker.halt import Halt
     from ptc_worker.settings import WorkerSettings
 
 log = structlog.get_logger(__name__)
@@ -29,10 +30,15 @@ log = structlog.get_logger(__name__)
 PLUGIN = "ptc_pytest_report"
 _EVENTS_LIMIT = 32 * 2**20
 _SANDBOX_TRIES = 2
+_LOOK_SECONDS = 0.2
 
 
 def run_tests(
-    settings: WorkerSettings, files: Sequence[CodeArtifact], requirements: Sequence[str], seconds: float
+    settings: WorkerSettings,
+    files: Sequence[CodeArtifact],
+    requirements: Sequence[str],
+    seconds: float,
+    halt: Halt,
 ) -> tuple[Verdict, str]:
     """Run a project's tests for at most so many seconds; return the verdict and what isolated them.
 
@@ -42,17 +48,19 @@ def run_tests(
         InstallError: the packages cannot be installed.
         SandboxError: no sandbox can be had.
         TimeoutError: the time was over before the tests began.
+        HaltedError: the work must stop; nothing of it is left behind.
     """
     deadline = time.monotonic() + seconds
-    folder = environment(settings.ptc_cache_dir, requirements, seconds)
-    with _slot(settings.ptc_sandbox_concurrency, deadline):
+    folder = environment(settings.ptc_cache_dir, requirements, seconds, halt)
+    with _slot(settings.ptc_sandbox_concurrency, deadline, halt):
         for attempt in range(1, _SANDBOX_TRIES + 1):
             left = deadline - time.monotonic()
             if left <= 0:
                 raise TimeoutError("no time was left for the tests")
             try:
-                return _run_once(settings, files, folder, min(left, settings.ptc_test_timeout))
+                return _run_once(settings, files, folder, min(left, settings.ptc_test_timeout), halt)
             except SandboxError as error:
+                halt.check()
                 log.warning("sandbox_failed", attempt=attempt, error=str(error))
                 if attempt == _SANDBOX_TRIES:
                     raise
@@ -60,7 +68,7 @@ def run_tests(
 
 
 def _run_once(
-    settings: WorkerSettings, files: Sequence[CodeArtifact], folder: Path, seconds: float
+    settings: WorkerSettings, files: Sequence[CodeArtifact], folder: Path, seconds: float, halt: Halt
 ) -> tuple[Verdict, str]:
     key = secrets.token_bytes(32)
     python = str(folder / "bin" / "python")
@@ -72,7 +80,7 @@ def _run_once(
         *(("-p", "pytest_asyncio.plugin") if asyncio and not plugins else ()),
         *("-o", "addopts=", "-o", "pythonpath=src . tests"),
     ]
-    with open_sandbox(settings, read_only=[str(folder)]) as box:
+    with open_sandbox(settings, read_only=[str(folder)]) as box, halt.calling(box.stop):
         box.write({f"project/{file.file_path}": file.content.encode() for file in files})
         box.write({f"ptc/{PLUGIN}.py": pytest_report_source(), "ptc/key": key, "home/.keep": b""})
         ran = box.exec(
@@ -107,10 +115,13 @@ def _distributions(folder: Path) -> frozenset[str]:
 
 
 @contextmanager
-def _slot(number: int, deadline: float) -> Iterator[None]:
+def _slot(number: int, deadline: float, halt: Halt) -> Iterator[None]:
     """Bound the sandboxes of this process: tests want a core each, model calls do not."""
-    if not _slots(number).acquire(timeout=max(0.0, deadline - time.monotonic())):
-        raise TimeoutError("no sandbox was free in time")
+    halt.check()
+    while not _slots(number).acquire(timeout=max(0.0, min(_LOOK_SECONDS, deadline - time.monotonic()))):
+        halt.check()
+        if time.monotonic() >= deadline:
+            raise TimeoutError("no sandbox was free in time")
     try:
         yield
     finally:

@@ -10,11 +10,13 @@ import stat
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+from contextlib import contextmanager
 from dataclasses import asdict
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import structlog
 
@@ -22,7 +24,7 @@ from ptc_worker.sandbox import supervise
 from ptc_worker.sandbox.protocol import ExecResult, SandboxError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from ptc_worker.settings import WorkerSettings
 
@@ -53,6 +55,9 @@ class LocalSandbox:
         self._read_only = [*_SYSTEM, sys.base_prefix, *read_only]
         self._uid = 1_000_000 + secrets.randbelow(1_000_000) if os.getuid() == 0 else None
         self._parent: Path | None = None
+        self._lifelines: set[_Lifeline] = set()
+        self._stopped = False
+        self._stopping = threading.Lock()
         self.isolation = isolation()
 
     @property
@@ -104,37 +109,85 @@ class LocalSandbox:
 
     def exec(self, command: Sequence[str], *, env: Mapping[str, str], cwd: str, timeout: float) -> ExecResult:
         """Run a command below a supervisor of its own, which leaves nothing of it alive."""
-        return _supervised(
-            command=list(command),
-            env=dict(env),
-            cwd=str(self._home / cwd),
-            timeout=timeout,
-            namespaces=self.isolation == "namespaces",
-            read_only=self._read_only,
-            writable=self.root,
-            uid=self._uid,
-            limits={
-                "RLIMIT_AS": self._memory,
-                "RLIMIT_FSIZE": FILE_LIMIT,
-                "RLIMIT_NPROC": PROCESS_LIMIT,
-                "RLIMIT_NOFILE": 512,
-                "RLIMIT_CORE": 0,
-                "RLIMIT_CPU": max(1, round(timeout) + 1),
-            },
-        )
+        with self._stoppable() as lifeline:
+            return _supervised(
+                lifeline,
+                command=list(command),
+                env=dict(env),
+                cwd=str(self._home / cwd),
+                timeout=timeout,
+                namespaces=self.isolation == "namespaces",
+                read_only=self._read_only,
+                writable=self.root,
+                uid=self._uid,
+                limits={
+                    "RLIMIT_AS": self._memory,
+                    "RLIMIT_FSIZE": FILE_LIMIT,
+                    "RLIMIT_NPROC": PROCESS_LIMIT,
+                    "RLIMIT_NOFILE": 512,
+                    "RLIMIT_CORE": 0,
+                    "RLIMIT_CPU": max(1, round(timeout) + 1),
+                },
+            )
 
     def stop(self) -> None:
-        """Do nothing: no command outlives its `exec`."""
+        """End what runs, by its supervisor; refuse what would run."""
+        with self._stopping:
+            self._stopped = True
+            for lifeline in self._lifelines:
+                lifeline.cut()
 
     def destroy(self) -> None:
         """Remove the directory, however deep it is and whatever rights were taken away in it."""
+        self.stop()
         if self._parent is not None:
             _remove(self._parent)
             self._parent = None
 
+    @contextmanager
+    def _stoppable(self) -> Iterator[_Lifeline]:
+        """Let `stop` end what runs in the block, which is no result then."""
+        with _Lifeline() as lifeline:
+            with self._stopping:
+                self._refuse_if_stopped()
+                self._lifelines.add(lifeline)
+            try:
+                yield lifeline
+            finally:
+                with self._stopping:
+                    self._lifelines.remove(lifeline)
+            self._refuse_if_stopped()
+
+    def _refuse_if_stopped(self) -> None:
+        if self._stopped:
+            raise SandboxError("the sandbox was stopped")
+
     def _own(self, path: Path) -> None:
         if self._uid is not None:
             os.chown(path, self._uid, self._uid, follow_symlinks=False)
+
+
+class _Lifeline:
+    """A pipe to a supervisor, which ends everything once our end of it is closed."""
+
+    def __init__(self) -> None:
+        self.far, self._near = os.pipe()
+        self._whole = True
+        self._cutting = threading.Lock()
+
+    def cut(self) -> None:
+        """Close our end; any thread may do so, and again."""
+        with self._cutting:
+            if self._whole:
+                os.close(self._near)
+                self._whole = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.cut()
+        os.close(self.far)
 
 
 def _remove(folder: Path) -> None:
@@ -153,10 +206,11 @@ def isolation() -> str:
     Raises:
         SandboxError: neither is known, for the attempt failed in another way; the next call tries again.
     """
-    with tempfile.TemporaryDirectory(prefix="ptc-sandbox-") as home:
+    with tempfile.TemporaryDirectory(prefix="ptc-sandbox-") as home, _Lifeline() as lifeline:
         Path(home).chmod(0o755)
         try:
             _supervised(
+                lifeline,
                 command=["/bin/sh", "-c", "exit 0"],
                 env={},
                 cwd=home,
@@ -173,11 +227,10 @@ def isolation() -> str:
     return "namespaces"
 
 
-def _supervised(**spec: Any) -> ExecResult:  # noqa: ANN401 the fields of supervise.Spec
-    """Run one supervisor and read what its command writes, until both streams end or the limit is met."""
-    parent_read, parent_write = os.pipe()
+def _supervised(lifeline: _Lifeline, **spec: Any) -> ExecResult:  # noqa: ANN401 the fields of supervise.Spec
+    """Run one supervisor and read what its command writes, until it ends, is cut off or meets the limit."""
     report_read, report_write = os.pipe()
-    whole = supervise.Spec(**spec, parent_fd=parent_read, report_fd=report_write)
+    whole = supervise.Spec(**spec, parent_fd=lifeline.far, report_fd=report_write)
     started = time.monotonic()
     try:
         process = subprocess.Popen(  # noqa: S603 our own program; what it runs is hostile and in its care
@@ -185,22 +238,20 @@ def _supervised(**spec: Any) -> ExecResult:  # noqa: ANN401 the fields of superv
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            pass_fds=(parent_read, report_write),
+            pass_fds=(lifeline.far, report_write),
             env={},
             start_new_session=True,
         )
     except OSError as error:
-        os.close(parent_write)
         os.close(report_read)
         raise SandboxError(f"the supervisor cannot be started: {error}") from error
     finally:
-        os.close(parent_read)
         os.close(report_write)
     with process, os.fdopen(report_read, "rb") as report:
         try:
-            stdout, stderr, limited = _drain(process, whole.timeout + _DRAIN_SECONDS)
+            stdout, stderr, limited = _drain(process, lifeline, whole.timeout + _DRAIN_SECONDS)
         finally:
-            os.close(parent_write)  # tells the supervisor to end everything, if it has not done so
+            lifeline.cut()
             _end(process)
         facts: dict[str, Any] = {}
         for line in report:
@@ -229,8 +280,10 @@ def _end(process: subprocess.Popen[bytes]) -> None:
         process.wait()
 
 
-def _drain(process: subprocess.Popen[bytes], seconds: float) -> tuple[bytes, bytes, bool]:
-    """Read both streams until they end, time is over, or they hold too much; the last is told."""
+def _drain(
+    process: subprocess.Popen[bytes], lifeline: _Lifeline, seconds: float
+) -> tuple[bytes, bytes, bool]:
+    """Read both streams until they end, are cut off, time is over, or they hold too much; the last is told."""
     chunks: dict[int, list[bytes]] = {}
     deadline, size = time.monotonic() + seconds, 0
     with selectors.DefaultSelector() as selector:
@@ -239,8 +292,12 @@ def _drain(process: subprocess.Popen[bytes], seconds: float) -> tuple[bytes, byt
             os.set_blocking(stream.fileno(), False)
             selector.register(stream, selectors.EVENT_READ)
             chunks[stream.fileno()] = []
-        while selector.get_map() and size <= OUTPUT_LIMIT and time.monotonic() < deadline:
+        selector.register(lifeline.far, selectors.EVENT_READ)
+        while len(selector.get_map()) > 1 and size <= OUTPUT_LIMIT and time.monotonic() < deadline:
             for key, _ in selector.select(deadline - time.monotonic()):
+                if key.fd == lifeline.far:
+                    deadline = 0.0
+                    continue
                 chunk = os.read(key.fd, 2**16)
                 chunks[key.fd].append(chunk)
                 size += len(chunk)

@@ -55,11 +55,17 @@ class Sandbox(Protocol):
     def exec(self, command: Sequence[str], *, env: Mapping[str, str], cwd: str, timeout: float) -> ExecResult:
         """Run a command with this environment and no other, for at most `timeout` seconds.
 
-        Nothing it started is alive when this returns.
+        Nothing it started is alive when this returns or raises.
+
+        Raises:
+            SandboxError: it could not be run, or the sandbox was stopped, before or meanwhile.
         """
 
     def stop(self) -> None:
-        """End whatever runs in it; files stay."""
+        """End whatever runs in it, at once and for good; files stay.
+
+        Any thread may call it, at any time and again. It does not wait: the `exec` that it ends raises soon after.
+        """
 
     def destroy(self) -> None:
         """End whatever runs in it and remove every trace. May be called again."""

@@ -16,6 +16,7 @@ from support import until
 
 from ptc_contracts.progress import Outcome
 from ptc_worker.filetypes import artifact
+from ptc_worker.halt import Halt
 from ptc_worker.runner import run_tests
 from ptc_worker.sandbox import open_sandbox
 from ptc_worker.sandbox.local import OUTPUT_LIMIT
@@ -224,7 +225,7 @@ def survivors(marker: str) -> list[int]:
 def judged(settings: WorkerSettings, tests: str, **more: str) -> Verdict:
     """Run a test file, with other files beside it."""
     files = [artifact("tests/test_it.py", tests), *(artifact(path, text) for path, text in more.items())]
-    verdict, _ = run_tests(settings, files, (), 60)
+    verdict, _ = run_tests(settings, files, (), 60, Halt())
     return verdict
 
 
