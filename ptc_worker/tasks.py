@@ -239,7 +239,7 @@ def _sandbox(hold: Hold) -> Step:
     if needs.unknown:
         return _examined(run, progress, missing_verdict(needs.unknown), files)
     try:
-        verdict, isolation = run_tests(settings(), files, needs.requirements, run.time_left(), Halt())
+        verdict, isolation = run_tests(settings(), files, needs.requirements, run.time_left(), hold.halt)
     except InstallError as error:
         if not needs.drafted:  # no model can mend the plan's own list
             return progress, spent(progress, str(error))

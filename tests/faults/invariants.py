@@ -13,6 +13,7 @@ from ptc_contracts.keys import (
     ACTIVE_RUNS,
     BROKER_PREFIX,
     CACHE_STATS,
+    LANE_PREFIX,
     RUN_PREFIX,
     SWEEPS,
     usage_key,
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
     from ptc_worker.llm.replay.server import Call
 
-STANDING = (ACTIVE_RUNS, CACHE_STATS, SWEEPS, BROKER_PREFIX)
+STANDING = (ACTIVE_RUNS, CACHE_STATS, SWEEPS, LANE_PREFIX, BROKER_PREFIX)
 """What begins the names of keys that belong to no run, and so may stay for ever."""
 
 SLACK_SECONDS = 1.0
