@@ -110,12 +110,16 @@ class RecordForm:
         )
 
 
+END_FIELDS = ("state", "started_at", "deadline_at", "timeout_ms", "lease_until", "cancelled", "expires_at")
+"""The fields of a record that tell whether it is over."""
+
+
 def end_of(record: Mapping[str, bytes], now_ms: int, grace_ms: int) -> tuple[ExecutionStatus, str] | None:
-    """Tell how a run ends that is over by its record, and why; None if it goes on, or its worker will end it.
+    """Tell how a run ends that is over by these fields, and why; None if it goes on, or its worker will end it.
 
     The worker that holds a run has the grace to see that its time is over.
     """
-    if record["state"] == b"ended":
+    if record.get("state", b"ended") == b"ended":
         return None
     started = "started_at" in record
     if started and int(record["deadline_at"]) + grace_ms <= now_ms:

@@ -47,7 +47,7 @@ from ptc_contracts.keys import (
 )
 from ptc_contracts.plan import CacheStrategy, PTCExecutionPlan
 from ptc_contracts.progress import IterationNote, ModelCall, Progress, conclude
-from ptc_contracts.record import RecordForm, end_of
+from ptc_contracts.record import END_FIELDS, RecordForm, end_of
 from ptc_contracts.result import ExecutionStatus, PTCArtifactResult
 from ptc_contracts.run import (
     DeadRun,
@@ -329,10 +329,11 @@ class RunStore:
         A worker that holds a run is given the grace to end it itself.
         """
         now = self._now()
-        record = self._record(run_id)
-        end = end_of(record, now, grace_ms)
-        if end is None:
+        glance = cast("list[bytes | None]", self.redis.hmget(run_key(run_id), END_FIELDS))
+        seen = {name: value for name, value in zip(END_FIELDS, glance, strict=True) if value is not None}
+        if (end := end_of(seen, now, grace_ms)) is None:
             return None
+        record = self._record(run_id)
         try:
             run = self.form.read_run(record, now)
         except (ValueError, KeyError) as error:
@@ -447,6 +448,10 @@ class RunStore:
             keys=[run_key(run.run_id), checkpoints_key(run.run_id), usage_key(run.run_id)],
             args=[run.fence, "", "", *self._sealed(run, calls)],
         )
+
+    def count_start(self, run: Run, number: int) -> None:
+        """Add to the times this stage was begun without progress; a start may turn out not to be one yet."""
+        self.redis.hincrby(run_key(run.run_id), "starts", number)
 
     def hand_over(self, run: Run, stage: Stage, progress: Progress) -> Unsent:
         """Put the run into the next stage, held by nobody; return the message that is owed now.

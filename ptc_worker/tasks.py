@@ -31,6 +31,7 @@ from ptc_worker.llm.prices import REPLAY_PREFIX
 from ptc_worker.parsing import parse_answer
 from ptc_worker.prompts import build_prompt
 from ptc_worker.providers import providers_for
+from ptc_worker.quarantine import quarantined
 from ptc_worker.refinement import End, merged, next_step, spent, unreadable_verdict
 from ptc_worker.runner import run_tests
 from ptc_worker.sandbox.protocol import SandboxError
@@ -162,7 +163,8 @@ def _guarded(step: Callable[[Hold], Step], hold: Hold) -> Step:
     if end := _over_already(run):
         return progress, end
     try:
-        return step(hold)
+        with quarantined(hold, store(), settings().ptc_max_deliveries):
+            return step(hold)
     except (LeaseLostError, HaltedError, RedisError):
         raise
     except TimeoutError:
