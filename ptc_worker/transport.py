@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import threading
 import time
-from functools import partial
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
 import structlog
@@ -36,7 +36,7 @@ _BEATS = 6
 _ANSWER_SECONDS = 5.0
 _IDLE_SECONDS = 1.0
 
-# Whoever finds the message still in custody may put it back; a second attempt, after a lost reply, may not.
+# Whoever finds the message still held may put it back; a second attempt, after a lost reply, may not.
 _SETTLE = """
 redis.call('ZREM', KEYS[2], ARGV[1])
 if redis.call('HDEL', KEYS[1], ARGV[1]) == 1 then
@@ -46,7 +46,6 @@ end
 
 _lock = threading.Lock()
 _holding: set[QoS] = set()
-_threads: list[threading.Thread] = []
 
 
 class QoS(kombu_redis.QoS):
@@ -61,18 +60,14 @@ class QoS(kombu_redis.QoS):
         self._redis = Redis(connection_pool=ConnectionPool(**channel._connparams() | options))
         self._script = self._redis.register_script(_SETTLE)
         self._prefix = channel.global_keyprefix
+        self._keys = [self._prefix + channel.unacked_key, self._prefix + channel.unacked_index_key]
         self._since = time.monotonic()
         self._routes: dict[tuple[str, str], list[str]] = {}
         self._held: set[str] = set()
         self._unsettled: dict[str, tuple[Callable[[], object], float]] = {}
 
-    @property
-    def beat_seconds(self) -> float:
-        """How often to tell the server that this process lives."""
-        return self.visibility_timeout / _BEATS
-
     def append(self, message: Any, delivery_tag: str) -> None:
-        """Take a message into custody and keep it invisible from now on."""
+        """Hold a message, and keep it invisible from now on."""
         super().append(message, delivery_tag)
         route = message.delivery_info["exchange"], message.delivery_info["routing_key"]
         if route not in self._routes:
@@ -80,9 +75,7 @@ class QoS(kombu_redis.QoS):
         with _lock:
             self._held.add(delivery_tag)
             _holding.add(self)
-            if not _threads:
-                _threads.append(threading.Thread(target=_beat_on, name="ptc-messages", daemon=True))
-                _threads[0].start()
+            _start_beating()
 
     def ack(self, delivery_tag: str) -> None:
         """Remove a message for good, as soon as the server answers."""
@@ -108,7 +101,7 @@ class QoS(kombu_redis.QoS):
         super().restore_visible(*args, **kwargs)
 
     def beat(self) -> None:
-        """Settle what could not be settled before, and renew the rest: only what nobody has brought back."""
+        """Settle what could not be settled before, and renew the rest, unless somebody has brought it back."""
         with _lock:
             unsettled, held = dict(self._unsettled), list(self._held)
         for tag, (settle, until) in unsettled.items():
@@ -116,14 +109,13 @@ class QoS(kombu_redis.QoS):
         if not held:
             return
         try:
-            self._redis.zadd(self._key(self.unacked_index_key), dict.fromkeys(held, time.time()), xx=True)
+            self._redis.zadd(self._keys[1], dict.fromkeys(held, time.time()), xx=True)
         except (RedisError, OSError) as error:
             log.warning("messages_not_renewed", messages=len(held), error=type(error).__name__)
 
     def _settle(self, tag: str, *places: str, payload: str = "") -> None:
         virtual.QoS.ack(self, tag)  # the channel may fetch another one at once
-        keys = [self._key(self.unacked_key), self._key(self.unacked_index_key), *places]
-        settle = partial(self._script, keys=keys, args=[tag, payload])
+        settle = partial(self._script, keys=[*self._keys, *places], args=[tag, payload])
         self._attempt(tag, settle, time.monotonic() + self.visibility_timeout)
 
     def _attempt(self, tag: str, settle: Callable[[], object], until: float) -> None:
@@ -131,7 +123,6 @@ class QoS(kombu_redis.QoS):
             settle()
         except (RedisError, OSError) as error:
             if time.monotonic() < until:
-                log.warning("message_not_settled_yet", tag=tag, error=type(error).__name__)
                 with _lock:
                     self._unsettled[tag] = settle, until
                 return
@@ -142,8 +133,10 @@ class QoS(kombu_redis.QoS):
             if not self._held:
                 _holding.discard(self)
 
-    def _key(self, name: str) -> str:
-        return f"{self._prefix}{name}"
+
+@cache
+def _start_beating() -> None:
+    threading.Thread(target=_beat_on, name="ptc-messages", daemon=True).start()
 
 
 def _beat_on() -> None:
@@ -151,7 +144,7 @@ def _beat_on() -> None:
     while True:
         with _lock:
             holding = list(_holding)
-        pause.wait(min((qos.beat_seconds for qos in holding), default=_IDLE_SECONDS))
+        pause.wait(min((qos.visibility_timeout / _BEATS for qos in holding), default=_IDLE_SECONDS))
         for qos in holding:
             try:
                 qos.beat()
