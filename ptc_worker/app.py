@@ -17,6 +17,7 @@ from ptc_contracts.settings import RedisSettings
 from ptc_worker.leases import LeaseKeeper
 from ptc_worker.log import configure_logging
 from ptc_worker.recovery import Recovery
+from ptc_worker.server_check import ServerCheck
 from ptc_worker.settings import WorkerSettings
 from ptc_worker.warmup import warm_up_beside
 
@@ -42,6 +43,7 @@ def _configuration() -> ModuleType:
 
 
 app = Celery("ptc", include=["ptc_worker.tasks"])
+app.steps["worker"].add(ServerCheck)
 
 
 @app.on_configure.connect
