@@ -248,11 +248,12 @@ class Storm:
         if len(self.strikes) >= self.options.faults or time.monotonic() < self._next_strike:
             return
         under_way = len({execution.partition("-")[0] for execution in self._waiting()})
-        idle = not under_way and self._released < len(self.tasks)
-        crowded = (
-            under_way > _CROWD * len(self.workers) and time.monotonic() < self._next_strike + _LONGEST_LULL
-        )
-        if idle or crowded:
+        if not under_way and self._released < len(self.tasks):
+            self._release(self.submitters)  # a fault should find something to break
+            self._next_strike = time.monotonic() + self.chance.uniform(0.2, 1.0)
+            return
+        crowded = under_way > _CROWD * len(self.workers)
+        if crowded and time.monotonic() < self._next_strike + _LONGEST_LULL:
             return
         if not self._deck:
             self._deck = list(Kind)
