@@ -39,8 +39,8 @@ class HaltedError(Exception):
 class Halt:
     """One signal, set once, for all the work on one run.
 
-    Work that cannot look at it all the time names what ends it, and `set` calls that. A signal handler may
-    call `set`, for the lock can be taken again by the thread that holds it.
+    Work that cannot look at it all the time names what ends it, and `set` calls that, in its own thread. A signal
+    handler may call `set` for work of other threads; where it interrupts the work itself, locks may be held.
     """
 
     def __init__(self) -> None:
