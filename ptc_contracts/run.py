@@ -93,7 +93,8 @@ class NotOurs:
     """Why a stage must not be worked on."""
 
     reason: str
-    """`ended`, `busy` (somebody holds it), `elsewhere` (in another stage), `newer` (of a later form) or `gone`."""
+    """`ended`, `busy` (somebody holds it), `elsewhere` (in another stage), `newer` (of a later form), `gone`, or
+    `unreadable` with the reason."""
     result: PTCArtifactResult | None = None
     """The result, when the run has ended."""
 

@@ -94,6 +94,9 @@ RETRY_TTL_SECONDS = 15 * 60
 OVERDUE_GRACE_MS = 10_000
 """How far past its deadline a run must be before a waiting client ends it in a worker's stead."""
 
+_TRIES_TO_OPEN = 5
+"""Times a record may turn out to be closed to a worker, whose own key may be the wrong one, before its run ends."""
+
 _CONFIRM_SECONDS = 2.0
 
 _HISTORY = TypeAdapter(list[IterationNote])
@@ -380,7 +383,7 @@ class RunStore:
         """Take a run to work on one of its stages, as its message of this number asks.
 
         Its first start sets the deadline. A record that cannot be read ends as FAILURE, but one of a newer
-        form is left to newer workers.
+        form is left to newer workers, and one that cannot be opened to workers that may have the right key.
         """
         answer = self._begin(
             keys=[run_key(run_id), ACTIVE_RUNS], args=[run_id, stage.value, sending, LEASE_MS]
@@ -529,6 +532,8 @@ class RunStore:
         texts = {name: record[name].decode() for name in ("run_id", "key", "digest", "fence")}
         if int(record["schema_version"]) > SCHEMA_VERSION:
             return NotOurs(reason="newer")
+        if isinstance(error, UnreadableBlobError) and int(record["starts"]) < _TRIES_TO_OPEN:
+            return NotOurs(reason=f"unreadable: {error}")
         now = datetime.now(UTC)
         reason = str(error) if isinstance(error, UnreadableBlobError) else "written by another version?"
         result = PTCArtifactResult(
@@ -600,8 +605,13 @@ class RunStore:
         return _flat({call.call_id: self.form.call(run.run_id, call) for call in calls})
 
     def _calls(self, run_id: str) -> list[ModelCall]:
+        """Read the bill; what somebody else wrote into it does not count."""
         kept = cast("dict[bytes, bytes]", self.redis.hgetall(usage_key(run_id)))
-        return [self.form.read_call(run_id, call_id.decode(), call) for call_id, call in kept.items()]
+        calls = []
+        for call_id, call in kept.items():
+            with suppress(ValueError):
+                calls.append(self.form.read_call(run_id, call_id.decode(), call))
+        return calls
 
     def _record(self, run_id: str) -> dict[str, bytes]:
         kept = cast("dict[bytes, bytes]", self.redis.hgetall(run_key(run_id)))

@@ -15,7 +15,7 @@ from celery.exceptions import Ignore, Reject
 from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
 
-from ptc_contracts import ConfigurationError, ExecutionStatus, PayloadTooLargeError
+from ptc_contracts import ConfigurationError, ExecutionStatus, PayloadTooLargeError, UnreadableBlobError
 from ptc_contracts.progress import Outcome
 from ptc_contracts.record import CANCELLED, EXPIRED
 from ptc_contracts.run import LeaseLostError, NotOurs, Run
@@ -101,7 +101,8 @@ def _work(run_id: str, sending: int, stage: Stage, step: Callable[[Hold], Step])
         log.warning("message_returned", run=run_id, stage=stage.value, error=type(error).__name__)
         raise Reject(type(error).__name__, requeue=True) from None
     if isinstance(run, NotOurs):
-        log.info("message_ignored", run=run_id, stage=stage.value, reason=run.reason)
+        tell = log.warning if run.reason.startswith("unreadable") else log.info
+        tell("message_ignored", run=run_id, stage=stage.value, reason=run.reason)
         if run.result is None:
             raise Ignore
         return Ended(run.result)
@@ -169,7 +170,7 @@ def _guarded(step: Callable[[Hold], Step], hold: Hold) -> Step:
         raise
     except TimeoutError:
         return progress, _out_of_time(run)
-    except (ConfigurationError, PayloadTooLargeError) as error:
+    except (ConfigurationError, PayloadTooLargeError, UnreadableBlobError) as error:
         return progress, End(status=ExecutionStatus.FAILURE, message=f"configuration: {error}")
     except SandboxError as error:
         return progress, spent(progress, str(error))

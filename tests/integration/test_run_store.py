@@ -563,11 +563,33 @@ def test_no_part_of_a_record_can_be_forged_without_the_key(store: RunStore) -> N
     run_id = signing.submit(make_plan()).run_id
     store.redis.hset(run_key(run_id), "plan", forged.plan(run_id, make_plan("rm -rf /")))
 
-    answer = begin(signing, run_id)
+    first = begin(signing, run_id)
+    for _ in range(3):
+        store.redis.hset(run_key(run_id), "lease_until", 0)
+        begin(signing, run_id)
+    unended = store.status(run_id).state
+    store.redis.hset(run_key(run_id), "lease_until", 0)
+    last = begin(signing, run_id)
 
-    assert isinstance(answer, NotOurs)
-    assert answer.result
-    assert "is not signed" in (answer.result.error_message or "")
+    assert isinstance(first, NotOurs)
+    assert isinstance(last, NotOurs)
+    assert "unreadable" in first.reason  # this worker's own key may be the wrong one: others get their chance
+    assert unended is not RunState.ENDED
+    assert last.result
+    assert "is not signed" in (last.result.error_message or "")
+
+
+def test_what_a_stranger_writes_into_the_bill_does_not_count(store: RunStore) -> None:
+    """And keeps no run from ending."""
+    signing = RunStore(store.redis, RecordForm(Blobs(signing_key=b"a key of this test alone")))
+    run = begun(signing, make_plan())
+    signing.keep_usage(run, [ModelCall(call_id="a", iteration=1, provider="p", model="m", prompt_tokens=5)])
+    forged = ModelCall(call_id="b", iteration=1, provider="p", model="m", prompt_tokens=10**9)
+    RunStore(store.redis).keep_usage(run, [forged])
+
+    usage = signing.finish(run, ExecutionStatus.FAILURE).llm_usage
+
+    assert [each.total_tokens for each in usage] == [5]
 
 
 def test_a_signed_result_is_not_taken_from_a_stranger(store: RunStore) -> None:
