@@ -11,6 +11,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
+from uuid import uuid4
 
 from pydantic import TypeAdapter
 from redis import Redis
@@ -379,14 +380,16 @@ class RunStore:
 
     # ── for workers ──
 
-    def begin(self, run_id: str, stage: Stage, sending: int) -> Run | NotOurs:
+    def begin(self, run_id: str, stage: Stage, sending: int, holder: str = "") -> Run | NotOurs:
         """Take a run to work on one of its stages, as its message of this number asks.
 
+        A holder who missed the answer gets it again under the same name, which nobody else may have.
         Its first start sets the deadline. A record that cannot be read ends as FAILURE, but one of a newer
         form is left to newer workers, and one that cannot be opened to workers that may have the right key.
         """
         answer = self._begin(
-            keys=[run_key(run_id), ACTIVE_RUNS], args=[run_id, stage.value, sending, LEASE_MS]
+            keys=[run_key(run_id), ACTIVE_RUNS],
+            args=[run_id, stage.value, sending, LEASE_MS, holder or uuid4().hex],
         )
         how = answer[0].decode()
         if how == "ok":

@@ -106,14 +106,17 @@ BEGIN = (
     NOW
     + _WAITS
     + """
--- KEYS: run, active   ARGV: run id, stage, number of the message, lease ms
--- A run that is begun by the message it waits for tells how far its lane has come: lists are first in, first out.
+-- KEYS: run, active   ARGV: run id, stage, number of the message, lease ms, who asks
+-- Whoever asks again, because the answer was lost, gets it again. A run that is begun by the message it waits for tells how far its lane has come: lists are first in, first out.
 local h = redis.call('HMGET', KEYS[1], 'state', 'stage', 'lease_until', 'started_at', 'timeout_ms', 'sending',
-                     'queued_at', 'priority', 'expires_at')
+                     'queued_at', 'priority', 'expires_at', 'holder')
 if not h[1] then return {'gone'} end
 if h[1] == 'ended' then return {'ended', redis.call('HGET', KEYS[1], 'result')} end
 if h[2] ~= ARGV[2] then return {'elsewhere'} end
-if h[1] == 'running' and tonumber(h[3]) > now then return {'busy'} end
+if h[1] == 'running' and tonumber(h[3]) > now then
+  if h[10] == ARGV[5] then return {'ok', now, redis.call('HGETALL', KEYS[1])} end
+  return {'busy'}
+end
 if h[1] == 'queued' and h[6] == ARGV[3] then
   local lane = LANE .. h[2] .. ':' .. h[8]
   if tonumber(h[7]) > tonumber(redis.call('HGET', lane, 'reached') or 0) then
@@ -124,7 +127,7 @@ waits_no_more(ARGV[1])
 local lease = now + tonumber(ARGV[4])
 redis.call('HINCRBY', KEYS[1], 'fence', 1)
 redis.call('HINCRBY', KEYS[1], 'starts', 1)
-redis.call('HSET', KEYS[1], 'state', 'running', 'lease_until', lease)
+redis.call('HSET', KEYS[1], 'state', 'running', 'lease_until', lease, 'holder', ARGV[5])
 if not h[4] then
   redis.call('HSET', KEYS[1], 'started_at', now, 'deadline_at', now + tonumber(h[5]))
   if h[9] and tonumber(h[9]) <= now then redis.call('HSET', KEYS[1], 'expired', 1) end

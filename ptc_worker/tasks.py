@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
+from uuid import uuid4
 
 import stamina
 import structlog
@@ -95,8 +96,9 @@ def _work(run_id: str, sending: int, stage: Stage, step: Callable[[Hold], Step])
     """
     if leases().ending:
         raise Reject("this worker ends", requeue=True)
+    us = uuid4().hex
     try:
-        run = _through_outages(lambda: store().begin(run_id, stage, sending), _PATIENCE_SECONDS)
+        run = _through_outages(lambda: store().begin(run_id, stage, sending, us))
     except RedisError as error:
         log.warning("message_returned", run=run_id, stage=stage.value, error=type(error).__name__)
         raise Reject(type(error).__name__, requeue=True) from None
@@ -196,12 +198,12 @@ def _over_already(run: Run) -> End | None:
     return None
 
 
-def _through_outages(act: Callable[[], T], seconds: float = _PATIENCE_SECONDS) -> T:
+def _through_outages(act: Callable[[], T]) -> T:
     """Do it as soon as Redis can be reached: what was worked or paid for is not given up for a moment's sake."""
     for attempt in stamina.retry_context(
         on=lambda error: isinstance(error, RedisError) and not leases().ending,
         attempts=None,
-        timeout=seconds,
+        timeout=_PATIENCE_SECONDS,
         wait_max=1.0,
     ):
         with attempt:

@@ -67,4 +67,4 @@ def retry(run: str, *, as_json: bool) -> None:
     with plain_errors():
         handle = PTC().revive(run)
     facts = {"run_id": handle.run_id, "key": handle.key, "joined": handle.joined}
-    click.echo(json.dumps(facts) if as_json else handle.run_id)
+    click.echo(json.dumps(facts) if as_json else handle.run_id or "the cache answers by now")

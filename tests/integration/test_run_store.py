@@ -207,6 +207,17 @@ def test_a_run_is_held_by_one_worker_at_a_time(store: RunStore) -> None:
     assert begin(store, run.run_id) == NotOurs(reason="busy")
 
 
+def test_a_holder_that_missed_the_answer_gets_it_again(store: RunStore) -> None:
+    """The connection broke after the server had done it; nobody waits for a lease to pass."""
+    run_id = store.submit(make_plan()).run_id
+    first, again = (store.begin(run_id, Stage.GENERATE, 1, "the same") for _ in range(2))
+
+    assert isinstance(first, Run)
+    assert isinstance(again, Run)
+    assert (again.fence, again.starts) == (first.fence, first.starts)
+    assert store.begin(run_id, Stage.GENERATE, 1, "another") == NotOurs(reason="busy")
+
+
 def test_a_message_for_another_stage_is_told_so(store: RunStore) -> None:
     """A late duplicate of an earlier stage changes nothing."""
     run = begun(store, make_plan())
@@ -500,7 +511,7 @@ def test_a_cancelled_run_without_its_worker_is_ended_by_a_sweep(store: RunStore)
     found = [sweep(store) for _ in range(LEASE_MS // SWEEP_MS + 1)]
     ended = store.end_if_over(run.run_id, grace_ms=0)
 
-    assert [run_id for each in found for run_id in each.over] == [run.run_id]
+    assert {run_id for each in found for run_id in each.over} == {run.run_id}
     assert [owed for each in found for owed in each.owed] == []
     assert ended
     assert ended.error_message == "cancelled"
