@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 from enum import Enum
+from math import inf
 from typing import TYPE_CHECKING
 
 from ptc_contracts.stages import Stage
@@ -76,6 +77,8 @@ class Run:
     started_at: datetime
     deadline: float
     """When the run has to end, by `time.monotonic()` of this process."""
+    renewed_at: float = -inf
+    """When this process asked for the lease it was given, by `time.monotonic()`; it lasts from then on at least."""
     starts: int = 1
     """Times this stage was begun since the run last made progress."""
     cancelled: bool = False

@@ -7,8 +7,9 @@ nothing.
 
 from __future__ import annotations
 
+import time
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
 from uuid import uuid4
@@ -387,6 +388,7 @@ class RunStore:
         Its first start sets the deadline. A record that cannot be read ends as FAILURE, but one of a newer
         form is left to newer workers, and one that cannot be opened to workers that may have the right key.
         """
+        asked_at = time.monotonic()
         answer = self._begin(
             keys=[run_key(run_id), ACTIVE_RUNS],
             args=[run_id, stage.value, sending, LEASE_MS, holder or uuid4().hex],
@@ -395,7 +397,7 @@ class RunStore:
         if how == "ok":
             record = dict(zip(_texts(answer[2][::2]), answer[2][1::2], strict=True))
             try:
-                return self.form.read_run(record, int(answer[1]))
+                return replace(self.form.read_run(record, int(answer[1])), renewed_at=asked_at)
             except (ValueError, KeyError) as error:
                 return self._without(record, error)
         return NotOurs(

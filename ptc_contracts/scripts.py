@@ -113,9 +113,12 @@ local h = redis.call('HMGET', KEYS[1], 'state', 'stage', 'lease_until', 'started
 if not h[1] then return {'gone'} end
 if h[1] == 'ended' then return {'ended', redis.call('HGET', KEYS[1], 'result')} end
 if h[2] ~= ARGV[2] then return {'elsewhere'} end
+local lease = now + tonumber(ARGV[4])
 if h[1] == 'running' and tonumber(h[3]) > now then
-  if h[10] == ARGV[5] then return {'ok', now, redis.call('HGETALL', KEYS[1])} end
-  return {'busy'}
+  if h[10] ~= ARGV[5] then return {'busy'} end
+  redis.call('HSET', KEYS[1], 'lease_until', lease)
+  redis.call('ZADD', KEYS[2], lease, ARGV[1])
+  return {'ok', now, redis.call('HGETALL', KEYS[1])}
 end
 if h[1] == 'queued' and h[6] == ARGV[3] then
   local lane = LANE .. h[2] .. ':' .. h[8]
@@ -124,7 +127,6 @@ if h[1] == 'queued' and h[6] == ARGV[3] then
   end
 end
 waits_no_more(ARGV[1])
-local lease = now + tonumber(ARGV[4])
 redis.call('HINCRBY', KEYS[1], 'fence', 1)
 redis.call('HINCRBY', KEYS[1], 'starts', 1)
 redis.call('HSET', KEYS[1], 'state', 'running', 'lease_until', lease, 'holder', ARGV[5])

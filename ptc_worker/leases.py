@@ -37,8 +37,11 @@ class Hold:
     run: Run
     halt: Halt = field(default_factory=Halt)
     """Set when the work must stop."""
-    renewed_at: float = field(default_factory=time.monotonic)
-    """When the lease was last known to be ours."""
+    renewed_at: float = field(init=False)
+    """When this process last asked for the lease that it was given: it may have slept before it got the answer."""
+
+    def __post_init__(self) -> None:
+        self.renewed_at = self.run.renewed_at
 
     def sure(self) -> bool:
         """Tell whether nobody else can hold the run by now.
