@@ -104,7 +104,7 @@ class Server(Mortal):
     def client(self) -> Redis:
         """Connect, without patience."""
         once = Retry(NoBackoff(), 0)
-        return Redis.from_url(self.settings.url, socket_timeout=5, retry=once, decode_responses=True)
+        return Redis.from_url(self.settings.url, socket_timeout=10, retry=once, decode_responses=True)
 
     def start(self) -> None:
         """Start it, at its old port if it had one, and wait until its log is read."""

@@ -38,20 +38,6 @@ SLACK_SECONDS = 1.0
 FALLS = {"worker_killed", "worker_frozen", "worker_terminated"}
 """Faults that may cost a call: a kill, a freeze beyond the lease, the end of a warm shutdown."""
 
-LOG_EVENTS = (
-    "run_published_again",
-    "message_ignored",
-    "message_returned",
-    "lease_lost",
-    "run_left_to_another_worker",
-    "run_left_to_recovery",
-    "sandbox_failed",
-    "stage_failed",
-    "leases_failed",
-    "recovery_failed",
-)
-"""Lines of the workers' logs that are counted."""
-
 _OURS_ALONE = ("execution_id", "llm_usage")
 _HIT_FACTS = ("cached_execution_id", "cached_at", "saved_cost_usd", "saved_tokens", "joined_run")
 _SHOWN = 5
@@ -148,7 +134,7 @@ def judge(evidence: Evidence) -> dict[str, Any]:
     return {
         "broken": [name for name, part in parts.items() if not part["holds"]],
         "wall_seconds": round(evidence.seconds, 1),
-        "log_events": _log_events(evidence.logs),
+        "warnings": _warnings(evidence.logs),
         **parts,
     }
 
@@ -357,7 +343,8 @@ def _usage(evidence: Evidence) -> dict[str, Any]:
     )
 
 
-def _log_events(logs: Iterable[Path]) -> dict[str, int]:
-    text = "\n".join(log.read_text(errors="replace") for log in logs)
-    found = Counter(re.findall(r'"event": "(\w+)"', text))
-    return {event: found[event] for event in LOG_EVENTS if found[event]}
+def _warnings(logs: Iterable[Path]) -> dict[str, int]:
+    """Count what workers warned of, by the name of the event; Celery's own lines are sentences and left out."""
+    lines = (line for log in logs for line in log.read_text(errors="replace").splitlines())
+    warnings = (line for line in lines if re.search(r'"level": "(warning|error|critical)"', line))
+    return dict(Counter(event[1] for line in warnings if (event := re.search(r'"event": "(\w+)"', line))))

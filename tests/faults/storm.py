@@ -98,7 +98,7 @@ class Storm:
 
     def __init__(self, options: Options, folder: Path, replay: ReplayServer, cache: Path) -> None:
         self.options = options
-        self.chance = random.Random(options.seed)  # noqa: S311 a fault is no secret
+        self.chance = random.Random(f"{options.seed} {options.shape}")  # noqa: S311 a fault is no secret
         self.replay = replay
         self.folder = folder
         self.server = Server(log=folder / "server.log")

@@ -7,7 +7,7 @@ import os
 from typing import TYPE_CHECKING
 
 import pytest
-from faults.storm import SHAPES, Options, raise_storm
+from faults.storm import SHAPES, Kind, Options, raise_storm
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -25,7 +25,16 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("shape", SHAPES)
 def test_every_plan_has_one_result_and_no_call_is_paid_twice(shape: str, tmp_path: Path, cache: Path) -> None:
     """Whatever is killed, frozen or cut off: no plan is lost or done twice, nothing is left, calls are accounted for."""
-    options = Options(plans=20, submitters=3, workers=2, faults=9, seed=SEED, shape=shape, patience=60)
+    options = Options(
+        plans=18,
+        submitters=3,
+        workers=2,
+        faults=len(Kind),
+        seed=SEED,
+        shape=shape,
+        patience=60,
+        pace=(0.4, 1.4),
+    )
 
     report = raise_storm(options, tmp_path, cache)
 
