@@ -51,6 +51,8 @@ broker_transport_options = {
 broker_connection_max_retries = None  # a worker outlives any outage of its server
 broker_connection_retry_on_startup = True
 redis_socket_keepalive = _over_network
+redis_socket_timeout = 10
+redis_socket_connect_timeout = 5
 redis_backend_health_check_interval = 30
 result_expires = 24 * 3600  # as long as the record (ptc_contracts.runs.RESULT_TTL_SECONDS)
 

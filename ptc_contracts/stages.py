@@ -87,7 +87,13 @@ CELERY_SETTINGS: dict[str, Any] = {
     "task_default_queue": Stage.GENERATE.value,
     "task_queues": {stage.value: {"exchange": "ptc", "routing_key": stage.value} for stage in Stage},
     "task_create_missing_queues": False,
-    "broker_transport_options": {"global_keyprefix": BROKER_PREFIX, "priority_steps": list(_STEPS)},
+    "broker_transport_options": {
+        "global_keyprefix": BROKER_PREFIX,
+        "priority_steps": list(_STEPS),
+        # Else a server that stands still holds up whoever asks it: a client that submits, a worker that ends.
+        "socket_timeout": 5.0,
+        "socket_connect_timeout": 5.0,
+    },
     "result_backend_transport_options": {"global_keyprefix": RESULTS_PREFIX},
 }
 """What client and worker must agree on. The prefixes keep another Celery application on the same database

@@ -326,4 +326,5 @@ def _app(settings: RedisSettings) -> Celery:
     # No result backend: Celery's would subscribe to each task it sends and keep that for ever.
     app = Celery("ptc-client", broker=settings.celery_url, set_as_current=False)
     app.conf.update(CELERY_SETTINGS)
+    app.conf.task_publish_retry = False  # what cannot be sent now, the workers' recovery sends
     return app
