@@ -18,9 +18,8 @@ from structlog.testing import capture_logs
 from support import answer_with, replaying
 
 from ptc_contracts import ConfigurationError
-from ptc_contracts.keys import BROKER_PREFIX
 from ptc_contracts.settings import RedisSettings
-from ptc_contracts.stages import Stage
+from ptc_contracts.stages import FRESH, Lane, Stage
 from ptc_worker.server_check import check_server
 
 if TYPE_CHECKING:
@@ -149,7 +148,7 @@ def test_a_refused_server_stops_the_worker_with_one_line(unserved: Cluster) -> N
             timeout=START_SECONDS,
             check=False,
         )
-        waiting = redis.llen(BROKER_PREFIX + Stage.GENERATE.value)
+        waiting = redis.llen(Lane(Stage.GENERATE, FRESH).list_key)
 
     assert (done.returncode, waiting) == (1, 1)
     assert done.stderr == (
