@@ -95,6 +95,9 @@ def leases() -> LeaseKeeper:
 
 
 def send(owed: Unsent) -> None:
-    """Publish a message that is owed to a run, then note that it was sent."""
-    app.send_task(**owed.as_task())
-    store().mark_published(owed)
+    """Publish a message that is owed to a run, then note that it was sent; what fails here, a sweep sends."""
+    try:
+        app.send_task(**owed.as_task())
+        store().mark_published(owed)
+    except Exception as error:  # noqa: BLE001 kombu raises anything while it loses a connection, even AttributeError
+        log.warning("message_not_sent", run=owed.run_id, error=type(error).__name__)

@@ -109,7 +109,6 @@ class LeaseKeeper:
         stop = dict(self._store.renew({run_id: hold.run.fence for run_id, hold in held.items()}))
         for run_id, hold in held.items():
             if reason := stop.get(run_id):
-                log.warning("run_halted", run=run_id, reason=reason)
                 hold.halt.set(_REASONS[reason])
             else:
                 hold.renewed_at = asked_at

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 
+import stamina
 import structlog
 
 _CHATTY = ("anthropic", "openai", "httpx2", "httpcore2", "httpx", "asyncio")
@@ -43,5 +44,6 @@ def configure_logging(level: str) -> None:
     root = logging.getLogger()
     root.handlers = [handler]
     root.setLevel(level.upper())
+    stamina.instrumentation.set_on_retry_hooks([])  # calls and outages are logged where they happen
     for name in _CHATTY:
         logging.getLogger(name).setLevel(logging.WARNING)

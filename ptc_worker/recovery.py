@@ -6,7 +6,6 @@ import threading
 from typing import TYPE_CHECKING
 
 import structlog
-from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
 
 from ptc_contracts import RunNotFoundError
@@ -35,7 +34,7 @@ class Recovery(threading.Thread):
         while not pause.wait(SWEEP_MS / 1000):
             try:
                 self.sweep()
-            except (RedisError, OperationalError, OSError) as error:
+            except (RedisError, OSError) as error:
                 log.warning("recovery_paused", error=type(error).__name__)
             except Exception:
                 log.exception("recovery_failed")  # a thread that ended here would be missed by nobody

@@ -13,7 +13,6 @@ from uuid import uuid4
 import stamina
 import structlog
 from celery.exceptions import Ignore, Reject
-from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
 
 from ptc_contracts import ConfigurationError, ExecutionStatus, PayloadTooLargeError, UnreadableBlobError
@@ -121,8 +120,10 @@ def _held(hold: Hold, step: Callable[[Hold], Step]) -> Ended:
             return _halted(hold.run, halted.why)
     except LeaseLostError:
         log.warning("run_left_to_another_worker")
-    except (RedisError, OperationalError) as error:
+    except RedisError as error:
         log.warning("run_left_to_recovery", error=type(error).__name__)
+    except Exception:
+        log.exception("run_left_to_recovery")  # raised, it would become a result behind the record
     raise Ignore
 
 
@@ -151,11 +152,11 @@ def _end(run: Run, progress: Progress, end: End) -> Ended:
 
 def _halted(run: Run, why: Why) -> Ended:
     """Leave a run whose work was stopped: end it, or give it to another worker."""
+    log.warning("run_halted", why=why.value)
     if why is Why.CANCELLED:
         return _end(run, run.progress, _CANCELLED)
     if why is Why.SHUTDOWN:
         send(store().hand_back(run))
-        log.info("run_handed_back")
     raise Ignore
 
 
@@ -204,7 +205,8 @@ def _through_outages(act: Callable[[], T]) -> T:
         on=lambda error: isinstance(error, RedisError) and not leases().ending,
         attempts=None,
         timeout=_PATIENCE_SECONDS,
-        wait_max=1.0,
+        wait_initial=0.02,
+        wait_max=0.2,  # a worker that dies with a paid answer in its hand takes it along
     ):
         with attempt:
             return act()

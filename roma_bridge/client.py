@@ -144,7 +144,7 @@ class PTC:
 
     def _publish(self, owed: Unsent) -> None:
         """Send a message; where it cannot be sent, the workers' recovery sends it, and the caller need not know."""
-        with suppress(RedisError, *_AWAY):
+        with suppress(Exception):  # kombu raises anything while it loses a connection, even AttributeError
             self.app.send_task(**owed.as_task())
             self.store.mark_published(owed)
 
