@@ -2,7 +2,10 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check format docs lock clean
+# The other Celery that pyproject.toml allows; constraints.txt names the one that is installed.
+OTHER_CELERY := 5.7.0
+
+.PHONY: demo test test-other-celery check format docs lock clean
 
 demo: .venv/ready
 	@rm -rf .demo
@@ -10,6 +13,9 @@ demo: .venv/ready
 
 test: .venv/ready
 	$(BIN)/pytest
+
+test-other-celery: .venv/other-celery/ready
+	.venv/other-celery/bin/pytest tests/integration/test_transport.py tests/integration/test_workers.py tests/faults
 
 check: .venv/ready
 	$(BIN)/ruff check .
@@ -26,6 +32,12 @@ format: .venv/ready
 	@echo "Installing into .venv: about half a minute …"
 	@$(PYTHON) -m venv .venv
 	@$(BIN)/pip install --quiet --disable-pip-version-check -e '.[dev]' -c constraints.txt
+	@touch $@
+
+.venv/other-celery/ready: .venv/ready
+	@grep -Ev '^(celery|python-dateutil)==' constraints.txt > .venv/other-constraints.txt
+	@$(BIN)/uv venv --quiet --clear --python $(BIN)/python .venv/other-celery
+	@$(BIN)/uv pip install --quiet --python .venv/other-celery/bin/python -e '.[dev]' celery==$(OTHER_CELERY) -c .venv/other-constraints.txt
 	@touch $@
 
 docs: .venv/ready
