@@ -19,6 +19,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -51,6 +52,7 @@ _QUIET_SECONDS = 40.0
 _CROWD = 5
 """Plans under way for each worker, beyond which the next fault waits: else the last plans would see none."""
 _LONGEST_LULL = 20.0
+_LONGEST_WAIT = 5.0
 _AGAIN = 3
 """Answered plans that a restarted submitter submits once more."""
 
@@ -258,9 +260,13 @@ class Storm:
         if not self._deck:
             self._deck = list(Kind)
             self.chance.shuffle(self._deck)
-        for kind in self._deck:
+        overdue = time.monotonic() - self._next_strike
+        for kind in (
+            *self._deck,
+            *(Kind if overdue > _LONGEST_WAIT else ()),
+        ):  # some may have no chance any more
             if target := getattr(self, f"_{kind.value}")():
-                self._deck.remove(kind)
+                self._deck = [left for left in self._deck if left is not kind]
                 self.say(f"fault {len(self.strikes)}: {kind.value} {target}")
                 self._next_strike = time.monotonic() + self.chance.uniform(*self.options.pace)
                 return
@@ -297,13 +303,11 @@ class Storm:
         self._in(seconds, thaw)
 
     def _worker_to_hit(self) -> Worker | None:
-        """Choose a worker, more often one that has a model call in flight."""
-        able = [w for w in self.workers if w.name not in self._in_hand]
+        """Choose a worker that asks a model or runs tests just now; None if there is none."""
         in_flight = self.replay.stats()["in_flight"]
-        calling = [w for w in able if w.model in in_flight]
-        if calling and self.chance.random() < 0.7:
-            able = calling
-        return self.chance.choice(able) if able else None
+        able = [worker for worker in self.workers if worker.name not in self._in_hand]
+        busy = [worker for worker in able if worker.model in in_flight or _sandboxes(worker)]
+        return self.chance.choice(busy) if busy else None
 
     def _worker_killed(self) -> str:
         if worker := self._worker_to_hit():
@@ -347,13 +351,10 @@ class Storm:
     def _sandbox_killed(self) -> str:
         """Kill the supervisor of a sandbox of ours, if one runs right now."""
         for worker in self.workers:
-            if worker.name in self._in_hand or worker.process is None:
-                continue
-            for child in _children(worker.process.pid):
-                if supervise.__file__ in _command_of(child):
-                    child.kill()
-                    self._note(Kind.SANDBOX_KILLED, worker.model)
-                    return worker.model
+            if worker.name not in self._in_hand and (supervisors := _sandboxes(worker)):
+                self._note(Kind.SANDBOX_KILLED, worker.model)
+                supervisors[0].kill()
+                return worker.model
         return ""
 
     def _connections_killed(self) -> str:
@@ -416,7 +417,7 @@ class Storm:
     def _claimant_killed(self) -> str:
         """Let a submitter make a run of its own and die before it has sent the message; the others join."""
         able = [s for s in self.submitters if s.name not in self._in_hand]
-        if not able or self._released == len(self.tasks):
+        if not able or self._released == len(self.tasks) or "server" in self._in_hand:
             return ""
         submitter = self.chance.choice(able)
         self._in_hand.add(submitter.name)
@@ -424,16 +425,20 @@ class Storm:
         number = self._released
         submitter.tell(arm=True)
         self._release([submitter])
-        self._in(1.0, lambda: self._give(number, [s for s in self.submitters if s is not submitter]))
-        self._in(1.5, lambda: self._bury(submitter, strike))
+        self._in(_TICK_SECONDS, lambda: self._bury(submitter, strike, number))
         return submitter.name
 
-    def _bury(self, submitter: Submitter, strike: Strike) -> None:
-        """Start an armed submitter again once it has died; one that the server kept waiting dies by us."""
-        died_by_itself = not submitter.running
-        strike.target += " between claim and message" if died_by_itself else ""
+    def _bury(self, submitter: Submitter, strike: Strike, number: int) -> None:
+        """Once an armed submitter has died, start it again and let the others join; not all too late."""
+        if submitter.running and time.monotonic() - strike.at < _LONGEST_WAIT:
+            self._in(_TICK_SECONDS, lambda: self._bury(submitter, strike, number))
+            return
+        self.say(
+            f"{submitter.name} died {'by our hand' if submitter.running else 'between claim and message'}"
+        )
         strike.until = time.monotonic()
         submitter.kill()
+        self._give(number, [other for other in self.submitters if other is not submitter])
         self._begin_again(submitter)
 
     def _begin_again(self, submitter: Submitter) -> None:
@@ -466,18 +471,16 @@ class Storm:
                 one.start()
 
 
-def _children(pid: int) -> list[psutil.Process]:
-    try:
-        return psutil.Process(pid).children()
-    except psutil.NoSuchProcess:
-        return []
-
-
-def _command_of(process: psutil.Process) -> list[str]:
-    try:
-        return process.cmdline()
-    except psutil.Error:
-        return []
+def _sandboxes(worker: Worker) -> list[psutil.Process]:
+    """Find the supervisors of a worker's sandboxes."""
+    found = []
+    if worker.process is not None:
+        with suppress(psutil.Error):
+            for child in psutil.Process(worker.process.pid).children():
+                with suppress(psutil.Error):
+                    if supervise.__file__ in child.cmdline():
+                        found.append(child)
+    return found
 
 
 def raise_storm(options: Options, folder: Path, cache: Path) -> dict[str, Any]:

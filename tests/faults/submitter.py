@@ -12,6 +12,7 @@ import signal
 import sys
 import threading
 import time
+import traceback
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NoReturn
 
@@ -42,6 +43,7 @@ def _follow(ptc: PTC, plan: dict[str, Any]) -> None:
         result = handle.get(timeout=GIVE_UP_SECONDS)
         facts = {"run_id": handle.run_id, "result": result.model_dump(mode="json")}
     except Exception as error:  # noqa: BLE001 whatever it is, the storm has to know
+        traceback.print_exc()
         facts = {"error": f"{type(error).__name__}: {error}"}
     with _printing:
         print(json.dumps({"execution_id": plan["execution_id"], **facts}), flush=True)
