@@ -58,7 +58,7 @@ result_expires = 24 * 3600  # as long as the record (ptc_contracts.runs.RESULT_T
 
 # A model call is I/O on one shared loop and a test run is a process of its own: threads carry both. There are
 # no Celery time limits, for they would store a failure behind the record; deadlines are the run's own.
-worker_pool = "threads"
+worker_pool = "ptc_worker.pool:Threads"
 worker_concurrency = _settings.max_concurrent_executions
 worker_cancel_long_running_tasks_on_connection_loss = False  # it would end them as REVOKED
 worker_send_task_events = True  # for Flower

@@ -61,10 +61,12 @@ class RecordForm:
         """Open it again."""
         return ModelCall.model_validate_json(self.blobs.open(blob, run_id, "usage", call_id))
 
-    def result(self, run_id: str, result: PTCArtifactResult) -> tuple[PTCArtifactResult, bytes]:
-        """Seal a result; one that is too large becomes a failure without its files, which says so."""
+    def result(
+        self, run_id: str, plan_digest: str, result: PTCArtifactResult
+    ) -> tuple[PTCArtifactResult, bytes]:
+        """Seal a result for its plan; one that is too large becomes a failure without its files, which says so."""
         try:
-            return result, self._sealed(run_id, result)
+            return result, self._sealed(run_id, plan_digest, result)
         except PayloadTooLargeError as error:
             bare = result.model_copy(
                 update={
@@ -75,14 +77,14 @@ class RecordForm:
                     "metadata": {"run_id": run_id},
                 }
             )
-            return bare, self._sealed(run_id, bare)
+            return bare, self._sealed(run_id, plan_digest, bare)
 
-    def _sealed(self, run_id: str, result: PTCArtifactResult) -> bytes:
-        return self.blobs.seal(result.model_dump_json(), run_id, "result")
+    def _sealed(self, run_id: str, plan_digest: str, result: PTCArtifactResult) -> bytes:
+        return self.blobs.seal(result.model_dump_json(), run_id, "result", plan_digest)
 
-    def read_result(self, run_id: str, blob: bytes) -> PTCArtifactResult:
+    def read_result(self, run_id: str, plan_digest: str, blob: bytes) -> PTCArtifactResult:
         """Open it again."""
-        return PTCArtifactResult.model_validate_json(self.blobs.open(blob, run_id, "result"))
+        return PTCArtifactResult.model_validate_json(self.blobs.open(blob, run_id, "result", plan_digest))
 
     def read_run(self, record: Mapping[str, bytes], now_ms: int) -> Run:
         """Read a record as it was at this server time.

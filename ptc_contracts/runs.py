@@ -96,7 +96,7 @@ RETRY_TTL_SECONDS = 15 * 60
 OVERDUE_GRACE_MS = 10_000
 """How far past its deadline a run must be before a waiting client ends it in a worker's stead."""
 
-_TRIES_TO_OPEN = 5
+_TRIES_TO_OPEN = 20
 """Times a record may turn out to be closed to a worker, whose own key may be the wrong one, before its run ends."""
 
 _CONFIRM_SECONDS = 2.0
@@ -136,7 +136,7 @@ class RunStore:
         self._keep, self._sweep = register(scripts.KEEP), register(scripts.SWEEP)
         self._hand_over, self._hand_back = register(scripts.HAND_OVER), register(scripts.HAND_BACK)
         self._cancel, self._finish = register(scripts.CANCEL), register(scripts.FINISH)
-        self._forget = register(scripts.FORGET)
+        self._forget, self._count_start = register(scripts.FORGET), register(scripts.COUNT_START)
 
     @classmethod
     def connect(
@@ -269,17 +269,25 @@ class RunStore:
             history=tuple(_HISTORY.validate_json(history or "[]")),
         )
 
-    def result(self, run_id: str) -> PTCArtifactResult | None:
+    def result(self, run_id: str, plan_digest: str | None = None) -> PTCArtifactResult | None:
         """Return the result of a run that has ended, None while it goes on.
+
+        Whoever knows the plan gives its digest, so that no other plan's result is taken for an answer to it.
 
         Raises:
             RunNotFoundError: there is no such run, or no longer.
             UnreadableBlobError: the result is damaged, or not signed with this process's key.
         """
-        state, result = cast("list[bytes | None]", self.redis.hmget(run_key(run_id), ("state", "result")))
-        if state is None:
+        fields = cast("list[bytes | None]", self.redis.hmget(run_key(run_id), ("digest", "result")))
+        mark, result = fields
+        if mark is None:
             raise _not_found(run_id)
-        return None if result is None else self.form.read_result(run_id, result)
+        return None if result is None else self.form.read_result(run_id, plan_digest or mark.decode(), result)
+
+    def pays(self, run_id: str, plan: PTCExecutionPlan) -> bool:
+        """Tell whether this plan's caller counts what the run cost: one of them does, so that sums count it once."""
+        payer = cast("bytes | None", self.redis.hget(run_key(run_id), "attempt"))
+        return payer is None or payer.decode() == attempt_key(digest(plan), plan.execution_id)
 
     @contextmanager
     def announcements(self, run_id: str) -> Iterator[Callable[[float], None]]:
@@ -342,7 +350,7 @@ class RunStore:
         try:
             run = self.form.read_run(record, now)
         except (ValueError, KeyError) as error:
-            return self._without(record, error).result
+            return self._without(record, str(error))
         progress = (
             run.progress if "started_at" in record else run.progress.model_copy(update={"iteration": 0})
         )
@@ -355,9 +363,8 @@ class RunStore:
         found = cast("list[tuple[bytes, float]]", self.redis.zrevrange(DEAD_RUNS, 0, -1, withscores=True))
         listed = []
         for run_id, died_ms in ((name.decode(), score) for name, score in found):
-            with suppress(RunNotFoundError):
-                result = self.result(run_id)
-                reason = (result and result.error_message) or ""
+            (reason,) = _optional_texts(self.redis.hmget(run_key(run_id), ["given_up"]))
+            if reason is not None:
                 died_at = datetime.fromtimestamp(died_ms / 1000, UTC)
                 listed.append(DeadRun(run_id=run_id, died_at=died_at, reason=reason))
         return listed
@@ -376,8 +383,10 @@ class RunStore:
             name.decode(): self.form.read_checkpoint(run_id, name.decode(), value)
             for name, value in paid.items()
         }
-        self._forget(keys=[DEAD_RUNS, attempt_key(run.digest, run.plan.execution_id)], args=[run_id])
-        return run.plan, self.submit(run.plan, resume=Resumption(run.stage, run.progress, checkpoints))
+        self._forget(keys=[attempt_key(run.digest, run.plan.execution_id)], args=[run_id])
+        submission = self.submit(run.plan, resume=Resumption(run.stage, run.progress, checkpoints))
+        self.redis.zrem(DEAD_RUNS, run_id)
+        return run.plan, submission
 
     # ── for workers ──
 
@@ -391,22 +400,23 @@ class RunStore:
         asked_at = time.monotonic()
         answer = self._begin(
             keys=[run_key(run_id), ACTIVE_RUNS],
-            args=[run_id, stage.value, sending, LEASE_MS, holder or uuid4().hex],
+            args=[run_id, stage.value, sending, LEASE_MS, holder or uuid4().hex, SCHEMA_VERSION],
         )
         how = answer[0].decode()
         if how == "ok":
             record = dict(zip(_texts(answer[2][::2]), answer[2][1::2], strict=True))
             try:
                 return replace(self.form.read_run(record, int(answer[1])), renewed_at=asked_at)
-            except (ValueError, KeyError) as error:
-                return self._without(record, error)
-        return NotOurs(
-            reason=how, result=self.form.read_result(run_id, answer[1]) if how == "ended" else None
-        )
+            except UnreadableBlobError as error:
+                return self._closed(record, error)
+            except (ValueError, KeyError):
+                return NotOurs(reason="ended", result=self._without(record, "written by another version?"))
+        ended = self.form.read_result(run_id, answer[1].decode(), answer[2]) if how == "ended" else None
+        return NotOurs(reason=how, result=ended)
 
     def renew(self, held: dict[str, int]) -> list[tuple[str, Literal["lost", "cancelled"]]]:
         """Extend the leases of these runs (id to fence) in one script; return those whose work must stop."""
-        answer = self._renew(keys=[ACTIVE_RUNS], args=[LEASE_MS, *_flat(held)])
+        answer = self._renew(keys=[ACTIVE_RUNS], args=[LEASE_MS, OVERDUE_GRACE_MS, *_flat(held)])
         return [cast("Any", tuple(_texts(stop))) for stop in answer]
 
     def sweep(self, most: int = 500) -> Sweep:
@@ -448,7 +458,7 @@ class RunStore:
         )
         if not ours:
             raise LeaseLostError(run.run_id)
-        return self.form.read_checkpoint(run.run_id, name, kept)
+        return self.form.read_checkpoint(run.run_id, name, kept) if kept else value
 
     def keep_usage(self, run: Run, calls: Iterable[ModelCall]) -> None:
         """Keep what calls cost that brought nothing else."""
@@ -459,7 +469,7 @@ class RunStore:
 
     def count_start(self, run: Run, number: int) -> None:
         """Add to the times this stage was begun without progress; a start may turn out not to be one yet."""
-        self.redis.hincrby(run_key(run.run_id), "starts", number)
+        self._count_start(keys=[run_key(run.run_id)], args=[run.fence, number])
 
     def hand_over(self, run: Run, stage: Stage, progress: Progress) -> Unsent:
         """Put the run into the next stage, held by nobody; return the message that is owed now.
@@ -532,15 +542,19 @@ class RunStore:
             given_up=given_up,
         )
 
-    def _without(self, record: dict[str, bytes], error: Exception) -> NotOurs:
+    def _closed(self, record: dict[str, bytes], error: UnreadableBlobError) -> NotOurs:
+        """Leave a record that we cannot open to others, for our own key may be the wrong one; but not for ever."""
+        run_id, fence = record["run_id"].decode(), int(record["fence"])
+        tries = self.redis.hincrby(run_key(run_id), "closed", 1)
+        if tries >= _TRIES_TO_OPEN:
+            return NotOurs(reason="ended", result=self._without(record, str(error)))
+        self._hand_back(keys=[run_key(run_id), ACTIVE_RUNS], args=[run_id, fence, GRACE_MS])
+        return NotOurs(reason=f"unreadable: {error}")
+
+    def _without(self, record: dict[str, bytes], reason: str) -> PTCArtifactResult:
         """End a run from the little that can be read of its record."""
         texts = {name: record[name].decode() for name in ("run_id", "key", "digest", "fence")}
-        if int(record["schema_version"]) > SCHEMA_VERSION:
-            return NotOurs(reason="newer")
-        if isinstance(error, UnreadableBlobError) and int(record["starts"]) < _TRIES_TO_OPEN:
-            return NotOurs(reason=f"unreadable: {error}")
         now = datetime.now(UTC)
-        reason = str(error) if isinstance(error, UnreadableBlobError) else "written by another version?"
         result = PTCArtifactResult(
             execution_id=texts["run_id"],
             status=ExecutionStatus.FAILURE,
@@ -552,7 +566,7 @@ class RunStore:
             cache_key=texts["key"],
             metadata={"run_id": texts["run_id"]},
         )
-        ended = self._end(
+        return self._end(
             run_id=texts["run_id"],
             key=texts["key"],
             mark=texts["digest"],
@@ -562,7 +576,6 @@ class RunStore:
             write=None,
             given_up=False,
         )
-        return NotOurs(reason="ended", result=ended)
 
     def _end(
         self,
@@ -577,7 +590,7 @@ class RunStore:
         given_up: bool,
     ) -> PTCArtifactResult:
         names = write.names if write else []
-        result, sealed = self.form.result(run_id, result)
+        result, sealed = self.form.result(run_id, mark, result)
         how, kept = self._finish(
             keys=[
                 run_key(run_id),
@@ -593,14 +606,14 @@ class RunStore:
                 *(run_id, fence, result.status.value, sealed, progress),
                 *(DEAD_TTL_SECONDS if given_up else RESULT_TTL_SECONDS, RETRY_TTL_SECONDS),
                 *((write.ttl, write.result, write.meta) if write else (0, "", "")),
-                *(ended_channel(run_id), int(given_up)),
+                *(ended_channel(run_id), (result.error_message or "unknown") if given_up else ""),
             ],
         )
         match how.decode():
             case "ok":
                 return result
             case "ended":
-                return self.form.read_result(run_id, kept)
+                return self.form.read_result(run_id, mark, kept)
             case "gone":
                 raise _not_found(run_id)
             case _:

@@ -31,7 +31,7 @@ local function owe(id, active, grace)
   local priority = redis.call('HEXISTS', run, 'started_at') == 1 and '0' or redis.call('HGET', run, 'priority')
   local sending = redis.call('HINCRBY', run, 'sending', 1)
   redis.call('HSET', run, 'state', 'queued', 'published', 0, 'priority', priority, 'queued_at', now)
-  redis.call('ZADD', active, now + grace, id)
+  redis.call('ZADD', active, redis.call('HEXISTS', run, 'cancelled') == 1 and now or now + grace, id)
   local h = redis.call('HMGET', run, 'stage', 'key', 'iteration')
   return {id, h[1], h[2], h[3], sending, priority}
 end
@@ -93,12 +93,13 @@ PUBLISHED = (
     NOW
     + """
 -- KEYS: run, active   ARGV: run id, number of the message
--- A queued run whose message was sent merely waits: no sweep looks at it before its time is over.
-local h = redis.call('HMGET', KEYS[1], 'state', 'sending', 'stage', 'priority', 'started_at', 'deadline_at', 'expires_at')
+-- A queued run whose message was sent merely waits: no sweep looks at it before its time is over, or it is cancelled.
+local h = redis.call('HMGET', KEYS[1], 'state', 'sending', 'stage', 'priority', 'started_at', 'deadline_at', 'expires_at',
+                     'cancelled')
 if h[1] ~= 'queued' or h[2] ~= ARGV[2] then return 0 end
 redis.call('HSET', KEYS[1], 'published', 1)
 redis.call('ZADD', WAITING .. h[3] .. ':' .. h[4], now, ARGV[1])
-return redis.call('ZADD', KEYS[2], 'XX', h[5] and h[6] or h[7] or 'inf', ARGV[1])
+return redis.call('ZADD', KEYS[2], 'XX', h[8] and now or h[5] and h[6] or h[7] or 'inf', ARGV[1])
 """
 )
 
@@ -106,15 +107,18 @@ BEGIN = (
     NOW
     + _WAITS
     + """
--- KEYS: run, active   ARGV: run id, stage, number of the message, lease ms, who asks
--- Whoever asks again, because the answer was lost, gets it again. A run that is begun by the message it waits for tells how far its lane has come: lists are first in, first out.
+-- KEYS: run, active   ARGV: run id, stage, number of the message, lease ms, who asks, newest form we can read
+-- Whoever asks again, because the answer was lost, gets it again. Nobody else gets a run that is held, whatever its
+-- lease says: only a sweep takes one away. A run that is begun by the message it waits for tells how far its lane has
+-- come: lists are first in, first out.
 local h = redis.call('HMGET', KEYS[1], 'state', 'stage', 'lease_until', 'started_at', 'timeout_ms', 'sending',
-                     'queued_at', 'priority', 'expires_at', 'holder')
+                     'queued_at', 'priority', 'expires_at', 'holder', 'schema_version')
 if not h[1] then return {'gone'} end
-if h[1] == 'ended' then return {'ended', redis.call('HGET', KEYS[1], 'result')} end
+if h[1] == 'ended' then return {'ended', unpack(redis.call('HMGET', KEYS[1], 'digest', 'result'))} end
+if tonumber(h[11]) > tonumber(ARGV[6]) then return {'newer'} end
 if h[2] ~= ARGV[2] then return {'elsewhere'} end
 local lease = now + tonumber(ARGV[4])
-if h[1] == 'running' and tonumber(h[3]) > now then
+if h[1] == 'running' then
   if h[10] ~= ARGV[5] then return {'busy'} end
   redis.call('HSET', KEYS[1], 'lease_until', lease)
   redis.call('ZADD', KEYS[2], lease, ARGV[1])
@@ -142,13 +146,14 @@ return {'ok', now, redis.call('HGETALL', KEYS[1])}
 RENEW = (
     NOW
     + """
--- KEYS: active   ARGV: lease ms, then run id and fence of each run
--- Returns id and reason, 'lost' or 'cancelled', of each run whose work must stop.
+-- KEYS: active   ARGV: lease ms, grace ms after the deadline, then run id and fence of each run
+-- Returns id and reason, 'lost' or 'cancelled', of each run whose work must stop. A lease ends with the time that its
+-- holder has to see that the deadline is over: a stage that hangs there is ended by a sweep.
 local stop, lease = {}, now + tonumber(ARGV[1])
-for i = 2, #ARGV, 2 do
+for i = 3, #ARGV, 2 do
   local run = RUN .. ARGV[i]
-  local h = redis.call('HMGET', run, 'state', 'fence', 'cancelled')
-  if h[1] == 'running' and h[2] == ARGV[i + 1] then
+  local h = redis.call('HMGET', run, 'state', 'fence', 'cancelled', 'deadline_at')
+  if h[1] == 'running' and h[2] == ARGV[i + 1] and now < h[4] + ARGV[2] then
     redis.call('HSET', run, 'lease_until', lease)
     redis.call('ZADD', KEYS[1], 'XX', lease, ARGV[i])
     if h[3] then stop[#stop + 1] = {ARGV[i], 'cancelled'} end
@@ -170,6 +175,15 @@ SWEEP = (
 local s = redis.call('HMGET', KEYS[2], 'last', 'since')
 local pause = s[1] and now - tonumber(s[1])
 if pause and pause >= 0 and pause < tonumber(ARGV[3]) then return {{}, {}} end -- another worker has just swept
+if pause and pause < 0 then -- the clock was set back: no lease may last longer than one
+  local lease = now + tonumber(ARGV[5])
+  for _, id in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], '(' .. lease, '(inf')) do
+    if redis.call('HGET', RUN .. id, 'state') == 'running' then
+      redis.call('HSET', RUN .. id, 'lease_until', lease)
+      redis.call('ZADD', KEYS[1], lease, id)
+    end
+  end
+end
 -- After a pause of all sweeps (this server stood still, or no worker was there) the leases say nothing until the
 -- living could have renewed them.
 if not pause or pause < 0 or pause > tonumber(ARGV[4]) then s[2] = now end
@@ -195,8 +209,12 @@ end
 -- A lane is first in, first out. What was sent before the message of a run that has begun was queued, or before an
 -- empty list was seen, has left the list; if it has not begun some patience later, its message is lost.
 for i = 4, #KEYS, 3 do
-  local reached = redis.call('LLEN', KEYS[i + 2]) == 0 and now or redis.call('HGET', KEYS[i], 'reached') or 0
+  local reached = redis.call('LLEN', KEYS[i + 2]) == 0 and now or tonumber(redis.call('HGET', KEYS[i], 'reached') or 0)
   local l = redis.call('HMGET', KEYS[i], 'newer', 'older', 'turned')
+  if math.max(reached, tonumber(l[1] or 0), tonumber(l[3] or 0)) > now then -- the clock was set back
+    redis.call('DEL', KEYS[i])
+    reached, l = 0, {}
+  end
   if not l[3] or now - tonumber(l[3]) >= tonumber(ARGV[6]) then
     l = {reached, l[1] or 0}
     redis.call('HSET', KEYS[i], 'newer', l[1], 'older', l[2], 'turned', now)
@@ -217,13 +235,17 @@ return {owed, over}
 
 KEEP = """
 -- KEYS: run, checkpoints, usage   ARGV: fence, checkpoint name ('' = usage only), value, then call id/JSON pairs
--- Paid answers are kept even from a holder that lost its run; the first one written stays.
+-- Paid answers are kept even from a holder that lost its run; the first one written stays. Returns whether the run is
+-- ours, and what was there before.
 if not redis.call('HGET', KEYS[1], 'state') then return {0, ''} end
 for i = 4, #ARGV, 2 do redis.call('HSETNX', KEYS[3], ARGV[i], ARGV[i + 1]) end
 local kept = ''
 if ARGV[2] ~= '' then
-  if redis.call('HSETNX', KEYS[2], ARGV[2], ARGV[3]) == 1 then redis.call('HSET', KEYS[1], 'starts', 0) end
-  kept = redis.call('HGET', KEYS[2], ARGV[2])
+  if redis.call('HSETNX', KEYS[2], ARGV[2], ARGV[3]) == 1 then
+    redis.call('HSET', KEYS[1], 'starts', 0)
+  else
+    kept = redis.call('HGET', KEYS[2], ARGV[2])
+  end
 end
 local h = redis.call('HMGET', KEYS[1], 'state', 'fence')
 if h[1] == 'ended' then
@@ -265,6 +287,7 @@ CANCEL = """
 local state = redis.call('HGET', KEYS[1], 'state')
 if not state then return {'gone', 0} end
 if state == 'ended' then return {'ended', 0} end
+if redis.call('HEXISTS', KEYS[1], 'cancelled') == 1 then return {state == 'running' and 'stopping' or 'free', 0} end
 local force, callers = ARGV[3] == '1', redis.call('SMEMBERS', KEYS[2])
 local leaver = ARGV[2]
 if leaver == '' and #callers == 1 then leaver = callers[1] end
@@ -275,7 +298,12 @@ if leaver ~= '' then
   if left == #callers and not force then return {'stranger', left} end
   if redis.call('GET', leaver) == ARGV[1] then redis.call('DEL', leaver) end
 end
-if left > 0 and not force then return {'left', left} end
+if left > 0 and not force then
+  if redis.call('HGET', KEYS[1], 'attempt') == leaver then -- whoever stays counts the cost
+    redis.call('HSET', KEYS[1], 'attempt', redis.call('SRANDMEMBER', KEYS[2]))
+  end
+  return {'left', left}
+end
 redis.call('HSET', KEYS[1], 'cancelled', 1)
 if redis.call('GET', KEYS[3]) == ARGV[1] then redis.call('DEL', KEYS[3]) end
 if state == 'running' then return {'stopping', left} end
@@ -289,7 +317,7 @@ FINISH = (
     + """
 -- KEYS: run, checkpoints, usage, callers, claim, active, dead, then exec and meta key of each cache entry to write
 -- ARGV: run id, fence, status, result, progress, result ttl s, retry ttl s, cache ttl s, cached result, cached
--- meta, channel, given up ('1' = into the list of the dead)
+-- meta, channel, why it was given up ('' = it was not; else into the list of the dead)
 local h = redis.call('HMGET', KEYS[1], 'state', 'fence', 'result')
 if not h[1] then return {'gone', ''} end
 if h[1] == 'ended' then return {'ended', h[3]} end
@@ -298,7 +326,10 @@ waits_no_more(ARGV[1])
 redis.call('HSET', KEYS[1], 'state', 'ended', 'status', ARGV[3], 'result', ARGV[4], 'progress', ARGV[5], 'ended_at', now)
 if redis.call('GET', KEYS[5]) == ARGV[1] then redis.call('DEL', KEYS[5]) end
 redis.call('ZREM', KEYS[6], ARGV[1])
-if ARGV[12] == '1' then redis.call('ZADD', KEYS[7], now, ARGV[1]) end
+if ARGV[12] ~= '' then
+  redis.call('HSET', KEYS[1], 'given_up', ARGV[12])
+  redis.call('ZADD', KEYS[7], now, ARGV[1])
+end
 for _, attempt in ipairs(redis.call('SMEMBERS', KEYS[4])) do redis.call('EXPIRE', attempt, ARGV[7]) end
 for i = 1, 4 do redis.call('EXPIRE', KEYS[i], ARGV[6]) end
 for i = 8, #KEYS, 2 do
@@ -306,13 +337,19 @@ for i = 8, #KEYS, 2 do
   redis.call('SET', KEYS[i + 1], ARGV[10], 'EX', ARGV[8])
 end
 redis.call('PUBLISH', ARGV[11], ARGV[3])
-return {'ok', ARGV[4]}
+return {'ok', ''}
 """
 )
 
 FORGET = """
--- KEYS: dead, attempt   ARGV: run id
--- Lets a run that was given up be submitted again, as a new one.
-if redis.call('GET', KEYS[2]) == ARGV[1] then redis.call('DEL', KEYS[2]) end
-return redis.call('ZREM', KEYS[1], ARGV[1])
+-- KEYS: attempt   ARGV: run id
+-- Lets the plan of a run that has ended be submitted again, as a new run.
+if redis.call('GET', KEYS[1]) == ARGV[1] then redis.call('DEL', KEYS[1]) end
+return 1
+"""
+
+COUNT_START = """
+-- KEYS: run   ARGV: fence, number to add to the starts
+if redis.call('HGET', KEYS[1], 'fence') == ARGV[1] then redis.call('HINCRBY', KEYS[1], 'starts', ARGV[2]) end
+return 1
 """

@@ -63,9 +63,9 @@ def _start_beside_the_tasks(sender: Consumer, **_: object) -> None:
 
 
 @signals.worker_shutting_down.connect
-def _end_within_the_grace(how: str, **_: object) -> None:
+def _end_within_the_grace(**_: object) -> None:
     """Let the work under way finish, and hand back what does not: Celery itself would wait for ever."""
-    grace = settings().ptc_shutdown_grace if how == "Warm" else 0.0
+    grace = settings().ptc_shutdown_grace
     log.info("worker_ends", grace_seconds=grace)
     timer = threading.Timer(grace, leases().end)
     timer.daemon = True

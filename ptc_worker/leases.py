@@ -69,6 +69,10 @@ class LeaseKeeper:
         """Keep a run's lease alive for the time of the block."""
         hold = Hold(run)
         with self._lock:
+            if older := self._held.get(
+                run.run_id
+            ):  # it slept beyond its lease, and the message came back to us
+                older.halt.set(Why.LEASE_LOST)
             self._held[run.run_id] = hold
             if self.ending:
                 hold.halt.set(Why.SHUTDOWN)

@@ -36,15 +36,24 @@ def quarantined(hold: Hold, store: RunStore, most_starts: int) -> Iterator[None]
     if run.starts <= max(1, most_starts // 2):
         yield
         return
-    if not _suspects.acquire(blocking=False):
-        log.info("run_waits_in_quarantine", starts=run.starts)
-        store.count_start(run, -1)
-        while not _suspects.acquire(timeout=_LOOK_SECONDS):
-            hold.halt.check()
-            if run.time_left() <= 0:
-                raise TimeoutError
-        store.count_start(run, 1)
+    if waited := not _suspects.acquire(blocking=False):
+        _wait_for_the_turn(hold, store)
     try:
+        if waited:
+            store.count_start(run, 1)
         yield
     finally:
         _suspects.release()
+
+
+def _wait_for_the_turn(hold: Hold, store: RunStore) -> None:
+    log.info("run_waits_in_quarantine", starts=hold.run.starts)
+    store.count_start(hold.run, -1)
+    try:
+        while not _suspects.acquire(timeout=_LOOK_SECONDS):
+            hold.halt.check()
+            if hold.run.time_left() <= 0:
+                raise TimeoutError  # noqa: TRY301 it is counted below, like every other way out
+    except BaseException:
+        store.count_start(hold.run, 1)
+        raise

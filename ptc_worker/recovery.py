@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import threading
+import time
 from typing import TYPE_CHECKING
 
 import structlog
 from redis.exceptions import RedisError
 
 from ptc_contracts import RunNotFoundError
-from ptc_contracts.runs import SWEEP_MS
+from ptc_contracts.runs import GRACE_MS, SWEEP_MS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -41,14 +42,25 @@ class Recovery(threading.Thread):
 
     def sweep(self) -> None:
         """Send what is owed now, and end what is over."""
+        until = time.monotonic() + GRACE_MS / 2000
         found = self._store.sweep()
         for owed in found.owed:
+            if time.monotonic() > until:
+                break  # others will soon be owed the rest
             log.warning("run_published_again", run=owed.run_id, stage=owed.stage.value, message=owed.sending)
             self._send(owed)
         for run_id in found.over:
-            try:
-                result = self._store.end_if_over(run_id, grace_ms=0)
-            except RunNotFoundError:
-                continue
-            if result:
-                log.info("run_ended_unheld", run=run_id, status=result.status.value)
+            self._end(run_id)
+
+    def _end(self, run_id: str) -> None:
+        try:
+            result = self._store.end_if_over(run_id, grace_ms=0)
+        except RunNotFoundError:
+            return
+        except (RedisError, OSError):
+            raise
+        except Exception:
+            log.exception("run_cannot_be_ended", run=run_id)  # the next one can
+            return
+        if result:
+            log.info("run_ended_unheld", run=run_id, status=result.status.value)

@@ -13,7 +13,9 @@ from uuid import uuid4
 import stamina
 import structlog
 from celery.exceptions import Ignore, Reject
-from redis.exceptions import RedisError
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import OutOfMemoryError, ReadOnlyError, RedisError, ResponseError
+from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from ptc_contracts import ConfigurationError, ExecutionStatus, PayloadTooLargeError, UnreadableBlobError
 from ptc_contracts.progress import Outcome
@@ -50,6 +52,9 @@ T = TypeVar("T")
 
 _PATIENCE_SECONDS = 600.0
 """How long a worker waits for Redis with what it has done; a server that is away that long has bigger troubles."""
+
+_PASSING = (RedisConnectionError, RedisTimeoutError, OutOfMemoryError, ReadOnlyError)
+"""What a server answers that is away, full or about to change its role."""
 
 _CANCELLED = End(status=ExecutionStatus.FAILURE, message=CANCELLED)
 
@@ -98,6 +103,9 @@ def _work(run_id: str, sending: int, stage: Stage, step: Callable[[Hold], Step])
     us = uuid4().hex
     try:
         run = _through_outages(lambda: store().begin(run_id, stage, sending, us))
+    except ResponseError:
+        log.exception("run_cannot_be_begun", run=run_id)  # returned, the message would come again at once
+        raise Ignore from None
     except RedisError as error:
         log.warning("message_returned", run=run_id, stage=stage.value, error=type(error).__name__)
         raise Reject(type(error).__name__, requeue=True) from None
@@ -202,7 +210,7 @@ def _over_already(run: Run) -> End | None:
 def _through_outages(act: Callable[[], T]) -> T:
     """Do it as soon as Redis can be reached: what was worked or paid for is not given up for a moment's sake."""
     for attempt in stamina.retry_context(
-        on=lambda error: isinstance(error, RedisError) and not leases().ending,
+        on=lambda error: isinstance(error, _PASSING) and not leases().ending,
         attempts=None,
         timeout=_PATIENCE_SECONDS,
         wait_initial=0.02,
@@ -268,7 +276,11 @@ def _answer(hold: Hold, providers: list[Provider]) -> Answer:
         if caller.calls:
             _through_outages(lambda: store().keep_usage(run, caller.calls))
         raise
-    kept = _through_outages(lambda: store().keep(run, name, asdict(answer), caller.calls))
+    try:
+        kept = _through_outages(lambda: store().keep(run, name, asdict(answer), caller.calls))
+    except PayloadTooLargeError:
+        _through_outages(lambda: store().keep_usage(run, caller.calls))
+        raise
     hold.halt.check()
     return Answer(**kept)
 

@@ -28,7 +28,7 @@ from ptc_contracts import (
     ServerUnavailableError,
 )
 from ptc_contracts.blobs import Blobs
-from ptc_contracts.keys import cache_key
+from ptc_contracts.keys import cache_key, digest
 from ptc_contracts.run import DeadRun, Departure, RunState, RunStatus, Submission
 from ptc_contracts.runs import RunStore
 from ptc_contracts.settings import RedisSettings
@@ -236,7 +236,7 @@ class PlanHandle:
         deadline = None if timeout is None else time.monotonic() + timeout
         while True:
             try:
-                return self._as_ours(self._follow(deadline))
+                return self._follow(deadline)
             except PTCError:
                 raise
             except _AWAY as error:
@@ -249,18 +249,19 @@ class PlanHandle:
         store = self.ptc.store_within(_left(deadline))
         with store.announcements(self.run_id) as wait:
             while True:
-                if result := store.result(self.run_id) or store.end_if_over(self.run_id):
-                    return result
+                result = store.result(self.run_id, digest(self.plan)) or store.end_if_over(self.run_id)
+                if result is not None:
+                    return self._as_ours(result, pays=store.pays(self.run_id, self.plan))
                 if (left := min(SLICE_SECONDS, _left(deadline))) <= 0:
                     raise RunNotFinishedError(
                         f"run {self.run_id} has not ended in the time given; it goes on"
                     )
                 wait(left)
 
-    def _as_ours(self, result: PTCArtifactResult) -> PTCArtifactResult:
-        """Give the run's result to this caller: who joined pays nothing, so that sums count nothing twice."""
+    def _as_ours(self, result: PTCArtifactResult, *, pays: bool) -> PTCArtifactResult:
+        """Give the run's result to this caller: one of several pays, so that sums count nothing twice."""
         update: dict[str, Any] = {"execution_id": self.plan.execution_id}
-        if self.joined:
+        if not pays:
             update |= {"llm_usage": [], "metadata": {**result.metadata, "joined_run": self.run_id}}
         return result.model_copy(update=update)
 

@@ -162,7 +162,7 @@ def test_a_run_that_kills_its_workers_is_given_up(empty_cluster: Cluster) -> Non
     store = empty_cluster.ptc.store
     for _ in range(3):
         assert isinstance(store.begin(handle.run_id, Stage.GENERATE, 1), Run)
-        store.redis.hincrby(run_key(handle.run_id), "lease_until", -2 * LEASE_MS)
+        store.redis.hset(run_key(handle.run_id), "state", "queued")  # as a sweep does when a lease has passed
     environment = {**empty_cluster.environment, "PTC_MAX_DELIVERIES": "3"}
     empty_cluster.start_worker(environment=environment)
 

@@ -82,3 +82,4 @@ def test_a_suspect_that_waits_can_be_halted(store: RunStore) -> None:
 
     with quarantined(first, store, 5), pytest.raises(HaltedError), quarantined(second, store, 5):
         pass
+    assert (starts_of(store, first), starts_of(store, second)) == (3, 3)

@@ -11,12 +11,12 @@ from support import make_plan
 
 from ptc_contracts import ExecutionStatus, RunNotFoundError, UnreadableBlobError
 from ptc_contracts.blobs import Blobs
-from ptc_contracts.keys import LANE_PREFIX, WAITING_PREFIX, run_key
+from ptc_contracts.keys import LANE_PREFIX, WAITING_PREFIX, digest, run_key
 from ptc_contracts.progress import ModelCall, Outcome, Progress, Verdict
 from ptc_contracts.record import RecordForm
 from ptc_contracts.result import CodeArtifact, TestResult
 from ptc_contracts.run import Departure, LeaseLostError, NotOurs, Run, RunState
-from ptc_contracts.runs import GRACE_MS, LEASE_MS, PATIENCE_MS, SWEEP_MS, RunStore, Sweep
+from ptc_contracts.runs import GRACE_MS, LEASE_MS, OVERDUE_GRACE_MS, PATIENCE_MS, SWEEP_MS, RunStore, Sweep
 from ptc_contracts.stages import FRESH, LANES, UNDER_WAY, Lane, Stage, Unsent
 from roma_bridge.embedded import embedded_server
 
@@ -91,7 +91,10 @@ def sweep(store: RunStore, after_ms: int = SWEEP_MS) -> Sweep:
 
 def pass_time(store: RunStore, milliseconds: int) -> None:
     """Let every time that the store keeps lie so much further back."""
-    for key, fields in (("ptc:sweeps", ("last",)), *((LANE_PREFIX + lane.name, TIMES) for lane in LANES)):
+    for key, fields in (
+        ("ptc:sweeps", ("last", "since")),
+        *((LANE_PREFIX + lane.name, TIMES) for lane in LANES),
+    ):
         for name in fields:
             if store.redis.hexists(key, name):
                 store.redis.hincrby(key, name, -milliseconds)
@@ -108,9 +111,11 @@ TIMES = ("reached", "newer", "older", "turned")
 
 
 def let_the_lease_pass(store: RunStore, run: Run) -> None:
-    """Make a run look as if its worker had been silent for longer than its lease."""
-    store.redis.hincrby(run_key(run.run_id), "lease_until", -2 * LEASE_MS)
-    store.redis.zincrby("ptc:active", -2 * LEASE_MS, run.run_id)
+    """Let recovery take the run from a worker that has been silent for longer than its lease."""
+    let_sweeps_be_steady(store)
+    store.redis.zadd("ptc:active", {run.run_id: 1})
+    store.redis.hset(run_key(run.run_id), "lease_until", 1)
+    assert run.run_id in {owed.run_id for owed in sweep(store).owed}
 
 
 def all_keys(store: RunStore) -> list[Any]:
@@ -234,8 +239,7 @@ def test_a_message_without_a_record_is_told_so(store: RunStore) -> None:
 def test_a_renewed_lease_keeps_the_run(store: RunStore) -> None:
     """One script renews all runs of a process and names those it has lost."""
     run, lost = begun(store, make_plan("a")), begun(store, make_plan("b"))
-    for each in (run, lost):
-        let_the_lease_pass(store, each)
+    let_the_lease_pass(store, lost)
     taken(store, lost.run_id)
 
     answer = store.renew({run.run_id: run.fence, lost.run_id: lost.fence})
@@ -575,11 +579,9 @@ def test_no_part_of_a_record_can_be_forged_without_the_key(store: RunStore) -> N
     store.redis.hset(run_key(run_id), "plan", forged.plan(run_id, make_plan("rm -rf /")))
 
     first = begin(signing, run_id)
-    for _ in range(3):
-        store.redis.hset(run_key(run_id), "lease_until", 0)
+    for _ in range(18):
         begin(signing, run_id)
     unended = store.status(run_id).state
-    store.redis.hset(run_key(run_id), "lease_until", 0)
     last = begin(signing, run_id)
 
     assert isinstance(first, NotOurs)
@@ -678,10 +680,79 @@ def test_a_run_whose_record_is_damaged_ends_as_failure(store: RunStore) -> None:
     assert store.result(run_id) == answer.result
 
 
+def test_visits_of_workers_that_cannot_open_a_record_are_no_starts(store: RunStore) -> None:
+    """Else the one with the right key would find the run given up."""
+    signing = RunStore(store.redis, RecordForm(Blobs(signing_key=b"a key of this test alone")))
+    run_id = signing.submit(make_plan()).run_id
+    for _ in range(10):
+        begin(store, run_id)
+
+    assert taken(signing, run_id).starts == 1
+
+
+def test_another_plans_result_is_no_answer(store: RunStore) -> None:
+    """Whoever can write to Redis may point a caller to another run, but not make it believe what it finds there."""
+    signing = RunStore(store.redis, RecordForm(Blobs(signing_key=b"a key of this test alone")))
+    plan, other = make_plan("mine"), make_plan("another")
+    run = begun(signing, other)
+    signing.finish(run, ExecutionStatus.SUCCESS, progress=green())
+
+    with pytest.raises(UnreadableBlobError):
+        signing.result(run.run_id, digest(plan))
+    assert signing.result(run.run_id, digest(other))
+
+
+def test_a_cancelled_run_that_moves_on_is_ended_by_the_next_sweep(store: RunStore) -> None:
+    """Its stage ended before its worker heard of it; it does not wait for its deadline in the next queue."""
+    run = begun(store, make_plan())
+    store.cancel(run.run_id)
+    store.mark_published(store.hand_over(run, Stage.SANDBOX, run.progress))
+
+    assert sweep(store).over == [run.run_id]
+
+
+def test_a_holder_past_its_deadline_loses_its_lease(store: RunStore) -> None:
+    """Its stage hangs; a sweep ends the run, whoever waits."""
+    let_sweeps_be_steady(store)
+    run = begun(store, make_plan(timeout_seconds=60))
+    pass_time(store, 60_000 + OVERDUE_GRACE_MS)
+
+    assert store.renew({run.run_id: run.fence}) == [(run.run_id, "lost")]
+    assert {run_id for _ in range(12) for run_id in sweep(store).over} == {run.run_id}
+    ended = store.end_if_over(run.run_id, grace_ms=0)
+    assert ended
+    assert ended.status == "TIMEOUT"
+
+
+def test_a_clock_that_was_set_back_floods_nobody(store: RunStore) -> None:
+    """What the records tell of the future counts for nothing."""
+    let_sweeps_be_steady(store)
+    held = begun(store, make_plan("held"))
+    pass_time(store, -3_600_000)  # all that was written so far lies an hour ahead
+    publish(store, *(make_plan(f"plan {n}") for n in range(5)))
+    owed = [each.run_id for _ in range(3 * LEASE_MS // SWEEP_MS) for each in sweep(store).owed]
+
+    assert set(owed) == {held.run_id}
+
+
+def test_whoever_stays_counts_the_cost(store: RunStore) -> None:
+    """The caller who started the run leaves it; the sums of the others are not free of charge."""
+    plans = [make_plan(execution_id=name) for name in ("starts", "joins", "joins too")]
+    run_id, *_ = [store.submit(plan).run_id for plan in plans]
+    before = [store.pays(run_id, plan) for plan in plans]
+    store.cancel(run_id, "starts")
+
+    assert before == [True, False, False]
+    assert [store.pays(run_id, plan) for plan in plans[1:]].count(True) == 1
+
+
 def test_a_record_of_a_newer_form_is_left_to_newer_workers(store: RunStore) -> None:
     """Old and new ones run side by side during an upgrade."""
     run_id = store.submit(make_plan()).run_id
     store.redis.hset(run_key(run_id), mapping={"plan": "{}", "schema_version": 2})
 
     assert begin(store, run_id) == NotOurs(reason="newer")
-    assert store.status(run_id).state is not RunState.ENDED
+    assert (store.status(run_id).state, store.redis.hget(run_key(run_id), "starts")) == (
+        RunState.QUEUED,
+        b"0",
+    )
