@@ -117,10 +117,14 @@ def _work(run_id: str, sending: int, stage: Stage, step: Callable[[Hold], Step])
         return Ended(run.result)
     context = {"run": run_id, "key": run.key, "stage": stage.value, "iteration": run.progress.iteration}
     with structlog.contextvars.bound_contextvars(**context), leases().holding(run) as hold:
-        return _held(hold, step)
+        ended = _held(hold, step)
+    if ended is None:
+        raise Ignore
+    return ended
 
 
-def _held(hold: Hold, step: Callable[[Hold], Step]) -> Ended:
+def _held(hold: Hold, step: Callable[[Hold], Step]) -> Ended | None:
+    """Do the stage of a run that is ours; None if it goes on elsewhere."""
     try:
         try:
             return _finish(hold.run, *_guarded(step, hold))
@@ -132,10 +136,10 @@ def _held(hold: Hold, step: Callable[[Hold], Step]) -> Ended:
         log.warning("run_left_to_recovery", error=type(error).__name__)
     except Exception:
         log.exception("run_left_to_recovery")  # raised, it would become a result behind the record
-    raise Ignore
+    return None
 
 
-def _finish(run: Run, progress: Progress, follows: Stage | End) -> Ended:
+def _finish(run: Run, progress: Progress, follows: Stage | End) -> Ended | None:
     """End the run, or hand it over: the task id is kept, so that one `AsyncResult` follows it to its end."""
     if isinstance(follows, Stage):
         try:
@@ -144,7 +148,7 @@ def _finish(run: Run, progress: Progress, follows: Stage | End) -> Ended:
             return _end(run, run.progress, End(status=ExecutionStatus.FAILURE, message=str(error)))
         send(owed)
         log.info("run_handed_over", to=follows.value, iteration=progress.iteration)
-        raise Ignore
+        return None
     return _end(run, progress, follows)
 
 
@@ -158,14 +162,14 @@ def _end(run: Run, progress: Progress, end: End) -> Ended:
     return Ended(result)
 
 
-def _halted(run: Run, why: Why) -> Ended:
+def _halted(run: Run, why: Why) -> Ended | None:
     """Leave a run whose work was stopped: end it, or give it to another worker."""
     log.warning("run_halted", why=why.value)
     if why is Why.CANCELLED:
         return _end(run, run.progress, _CANCELLED)
     if why is Why.SHUTDOWN:
         send(store().hand_back(run))
-    raise Ignore
+    return None
 
 
 def _guarded(step: Callable[[Hold], Step], hold: Hold) -> Step:

@@ -138,6 +138,31 @@ def test_a_worker_that_ends_finishes_what_fits_into_its_grace(empty_cluster: Clu
     assert worker.log.read_text().count("task ptc.sandbox") <= 1
 
 
+@pytest.mark.parametrize("signals", [(signal.SIGQUIT,), (signal.SIGINT, signal.SIGINT)])
+def test_a_worker_in_a_hurry_hands_everything_back(
+    empty_cluster: Cluster, signals: tuple[signal.Signals, ...]
+) -> None:
+    """A cold shutdown has no grace, and loses nothing either."""
+    worker = empty_cluster.start_worker()
+    handle = written(empty_cluster, empty_cluster.record([GREEN]))
+    for number in signals:
+        ended = worker.log.read_text().count("Ctrl+C")
+        worker.process.send_signal(number)
+        wait_until(
+            lambda ended=ended: (
+                worker.log.read_text().count("Ctrl+C") > ended  # type: ignore[misc]
+                or worker.process.poll() is not None
+            )
+        )
+    worker.process.wait(START_SECONDS)
+    empty_cluster.replay.chunk_seconds = 0.0
+    state = handle.status().state
+    empty_cluster.start_worker()
+
+    assert (state, handle.get(timeout=START_SECONDS).status) == (RunState.QUEUED, "SUCCESS")
+    assert "Traceback" not in worker.log.read_text()
+
+
 @pytest.mark.parametrize("stage", list(Stage))
 def test_a_worker_hands_back_what_its_grace_is_too_short_for(empty_cluster: Cluster, stage: Stage) -> None:
     """Another one goes on at once, without waiting for a lease to pass; the start does not count."""
