@@ -7,6 +7,7 @@ from kombu import Exchange, Queue
 from kombu.transport import TRANSPORT_ALIASES
 
 from ptc_contracts import ConfigurationError
+from ptc_contracts.blobs import Blobs
 from ptc_contracts.settings import RedisSettings
 from ptc_contracts.stages import CELERY_SETTINGS, Stage
 from ptc_worker.settings import WorkerSettings
@@ -16,6 +17,7 @@ load_dotenv(Path.cwd() / ".env")  # the worker is a program of ours; the process
 try:
     _redis = RedisSettings.from_environment()
     _settings = WorkerSettings.read()
+    Blobs.from_environment()  # read when the first run is, and refused now
 except ConfigurationError as error:
     raise SystemExit(f"ptc-worker: {error}") from None
 

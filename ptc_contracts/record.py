@@ -131,6 +131,6 @@ def end_of(record: Mapping[str, bytes], now_ms: int, grace_ms: int) -> tuple[Exe
         return None
     if "cancelled" in record:
         return ExecutionStatus.FAILURE, CANCELLED
-    if not started and int(record.get("expires_at", now_ms)) + grace_ms < now_ms:
+    if not started and int(record.get("expires_at", now_ms)) < now_ms:
         return ExecutionStatus.TIMEOUT, EXPIRED
     return None

@@ -323,7 +323,11 @@ class RunStore:
             raise _not_found(run_id)
         how, others = self._cancel(
             keys=[run_key(run_id), callers_key(run_id), claim_key(key, mark), ACTIVE_RUNS],
-            args=[run_id, attempt_key(mark, execution_id) if execution_id else "", int(force)],
+            args=[
+                run_id,
+                "" if execution_id is None else attempt_key(mark, execution_id.strip()),
+                int(force),
+            ],
         )
         match how.decode():
             case "gone":
@@ -411,7 +415,10 @@ class RunStore:
                 return self._closed(record, error)
             except (ValueError, KeyError):
                 return NotOurs(reason="ended", result=self._without(record, "written by another version?"))
-        ended = self.form.read_result(run_id, answer[1].decode(), answer[2]) if how == "ended" else None
+        try:
+            ended = self.form.read_result(run_id, answer[1].decode(), answer[2]) if how == "ended" else None
+        except UnreadableBlobError as error:
+            return NotOurs(reason=f"unreadable: {error}")
         return NotOurs(reason=how, result=ended)
 
     def renew(self, held: dict[str, int]) -> list[tuple[str, Literal["lost", "cancelled"]]]:

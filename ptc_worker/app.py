@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from functools import cache
 from importlib.util import module_from_spec, spec_from_file_location
@@ -29,6 +30,9 @@ if TYPE_CHECKING:
     from ptc_contracts.stages import Unsent
 
 log = structlog.get_logger(__name__)
+
+_FAREWELL_SECONDS = 8.0
+"""What a worker has, after its grace, to hand its runs back and to close its connections."""
 
 
 def _configuration() -> ModuleType:
@@ -67,9 +71,16 @@ def _end_within_the_grace(**_: object) -> None:
     """Let the work under way finish, and hand back what does not: Celery itself would wait for ever."""
     grace = settings().ptc_shutdown_grace
     log.info("worker_ends", grace_seconds=grace)
-    timer = threading.Timer(grace, leases().end)
-    timer.daemon = True
-    timer.start()
+    for seconds, act in ((grace, leases().end), (grace + _FAREWELL_SECONDS, _end_by_force)):
+        timer = threading.Timer(seconds, act)
+        timer.daemon = True
+        timer.start()
+
+
+def _end_by_force() -> None:
+    """End a process that waits for a server which does not answer; its leases pass."""
+    log.warning("worker_ends_by_force")
+    os._exit(os.EX_TEMPFAIL)
 
 
 @cache

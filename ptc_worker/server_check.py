@@ -11,8 +11,8 @@ from celery.bootsteps import StartStopStep
 from celery.worker.state import maybe_shutdown
 from redis import Redis
 from redis.backoff import NoBackoff
+from redis.exceptions import AuthenticationError, ResponseError
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 from redis.retry import Retry
 
@@ -107,7 +107,8 @@ class ServerCheck(StartStopStep):
                 except (RedisConnectionError, RedisTimeoutError) as error:
                     if str(error) != said:
                         said = str(error)
-                        log.warning("waiting_for_server", server=settings.shown, reason=said)
+                        hint = "set REDIS_PASSWORD" if isinstance(error, AuthenticationError) else "start it"
+                        log.warning("waiting_for_server", server=settings.shown, reason=said, way_out=hint)
                 time.sleep(_PAUSE_SECONDS)
 
 

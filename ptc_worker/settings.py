@@ -84,7 +84,7 @@ class WorkerSettings(BaseSettings):
     """Stages that one worker process works on at a time."""
     ptc_max_deliveries: int = Field(default=5, ge=1)
     """Times a stage is begun without progress before its run is given up: each time its worker died or fell silent."""
-    ptc_shutdown_grace: float = Field(default=20.0, ge=0)
+    ptc_shutdown_grace: float = Field(default=20.0, ge=0, le=86_400)
     """Seconds a worker that is told to end (SIGTERM) lets its work finish; what has not by then is handed back."""
     daytona_api_url: str | None = None
     """Address of Daytona, which is not used yet; the outdated one that many have draws a warning."""

@@ -60,6 +60,7 @@ _ERROR_EXIT = {ServerUnavailableError: 5, RunNotFinishedError: 6}
 _GLANCE_SECONDS = 0.1
 _NO_WORKER_SECONDS = 3.0
 _OVERDUE_SECONDS = 2.0
+_FETCH_SECONDS = 30.0
 
 
 @click.command(
@@ -205,25 +206,23 @@ def _follow(handle: PlanHandle, timeout: float | None, here: LocalStack | None) 
     """Wait for the result, with a line for every step on the way."""
     watch = _Watch()
     watch.say(_submission_line(handle))
-    asked_for_workers, looked_after = here is not None, 0.0
     while not handle.from_cache:
         if here:
             here.check()
-        status = handle.status()
-        watch.tell(status)
-        if status.state is RunState.ENDED or (timeout is not None and watch.seconds >= timeout):
+        over = timeout is not None and watch.seconds >= timeout
+        try:
+            ended = watch.look(handle, own_worker=here is not None)
+        except ServerUnavailableError as error:
+            if over:
+                raise
+            watch.say_once(f"{error}; waiting for it")
+            ended = False
+        if ended or over:
             break
-        if not asked_for_workers and status.state is RunState.QUEUED and watch.seconds > _NO_WORKER_SECONDS:
-            asked_for_workers = True
-            if not handle.ptc.app.control.ping(timeout=1.0):
-                watch.say("no worker answers; start one with: celery -A ptc_worker worker")
         time.sleep(_GLANCE_SECONDS)
-        if watch.seconds - looked_after > _OVERDUE_SECONDS:
-            looked_after = watch.seconds
-            handle.ptc.store.end_if_over(handle.run_id)  # where no worker is left to do it
-    result = handle.get(timeout=0)
+    result = handle.get(timeout=_FETCH_SECONDS if handle.from_cache or ended else 0)
     if not result.from_cache:
-        watch.tell_history([IterationNote.model_validate(note) for note in result.metadata["history"]])
+        watch.tell_history([IterationNote.model_validate(n) for n in result.metadata.get("history", [])])
     return result
 
 
@@ -233,7 +232,10 @@ class _Watch:
     def __init__(self) -> None:
         self._started = time.monotonic()
         self._last = ""
+        self._said = ""
         self._told = 0
+        self._looked_after = 0.0
+        self._asked_for_workers = False
 
     @property
     def seconds(self) -> float:
@@ -242,6 +244,28 @@ class _Watch:
     def say(self, line: str) -> None:
         stamp = click.style(f"[{self.seconds:6.1f} s]", dim=True)
         click.echo(f"{stamp} {line}", err=True)
+
+    def say_once(self, line: str) -> None:
+        if line != self._said:
+            self.say(line)
+        self._said = line
+
+    def look(self, handle: PlanHandle, *, own_worker: bool) -> bool:
+        """Look at a run, tell what is new, and return whether it has ended."""
+        status = handle.status()
+        self._said = ""
+        self.tell(status)
+        if status.state is RunState.ENDED:
+            return True
+        if self.seconds - self._looked_after > _OVERDUE_SECONDS:
+            self._looked_after = self.seconds
+            handle.end_if_over()  # where no worker is left to do it
+        waits = status.state is RunState.QUEUED and self.seconds > _NO_WORKER_SECONDS
+        if waits and not own_worker and not self._asked_for_workers:
+            self._asked_for_workers = True
+            if not handle.ptc.workers_answer():
+                self.say("no worker answers; start one with: celery -A ptc_worker worker")
+        return False
 
     def tell(self, status: RunStatus) -> None:
         self.tell_history(status.history)
@@ -348,12 +372,14 @@ def plain_errors() -> Iterator[None]:
 
 @contextmanager
 def _interruptible() -> Iterator[None]:
-    """Let SIGTERM clean up as Ctrl-C does."""
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    """Let SIGTERM, and a terminal that closes, clean up as Ctrl-C does."""
+    ends = (signal.SIGTERM, signal.SIGHUP)
+    before = [signal.signal(number, signal.default_int_handler) for number in ends]
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in zip(ends, before, strict=True):
+            signal.signal(number, handler)
 
 
 def _fail(message: str, code: int) -> NoReturn:

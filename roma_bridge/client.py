@@ -14,8 +14,8 @@ from celery import Celery
 from kombu.exceptions import OperationalError
 from pydantic import ValidationError
 from pydantic_core import PydanticSerializationError
+from redis.exceptions import AuthenticationError, RedisError, ResponseError
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import RedisError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from ptc_contracts import (
@@ -33,7 +33,7 @@ from ptc_contracts.run import DeadRun, Departure, RunState, RunStatus, Submissio
 from ptc_contracts.runs import RunStore
 from ptc_contracts.settings import RedisSettings
 from ptc_contracts.stages import CELERY_SETTINGS, Stage, Unsent
-from roma_bridge.defaults import default_expires, with_defaults
+from roma_bridge.defaults import default_expires, read_expires, with_defaults
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -71,12 +71,13 @@ class PTC:
         Raises:
             InvalidPlanError: the plan breaks the contract; every field that does is named.
             PayloadTooLargeError: the plan is larger than `PTC_MAX_PAYLOAD_MB`.
-            ConfigurationError: a default from the environment does not fit the plan.
+            ConfigurationError: a default from the environment does not fit the plan, or `expires` is no number of
+                seconds.
             ServerUnavailableError: Redis cannot be reached; nothing was submitted, or the next submission of
                 the same plan finds what was.
         """
         checked = read_plan(plan)
-        patience = default_expires() if expires is None else expires
+        patience = default_expires() if expires is None else read_expires("expires", expires)
         with self._reaching():
             submission = self.store.submit(checked, expires=patience)
         return self._following(checked, submission)
@@ -99,6 +100,15 @@ class PTC:
         """
         with self._reaching():
             return self.store.cancel(run_id, execution_id, force=force)
+
+    def workers_answer(self, seconds: float = 1.0) -> bool:
+        """Ask all workers, and tell whether one answers within so many seconds.
+
+        Raises:
+            ServerUnavailableError: Redis cannot be reached.
+        """
+        with self._reaching():
+            return bool(self.app.control.ping(timeout=seconds))
 
     def dead(self) -> list[DeadRun]:
         """List the runs that were given up because their workers died or fell silent again and again.
@@ -156,6 +166,10 @@ class PTC:
             raise self._unavailable(error) from error
 
     def _unavailable(self, error: Exception) -> ServerUnavailableError:
+        if isinstance(error, AuthenticationError):
+            return ServerUnavailableError(
+                f"Redis at {self.settings.shown} wants another password ({error}): set REDIS_PASSWORD, or REDIS_URL"
+            )
         if isinstance(error, ResponseError):
             return ServerUnavailableError(f"Redis at {self.settings.shown} refuses: {error}")
         return ServerUnavailableError(
@@ -207,6 +221,15 @@ class PlanHandle:
             )
         with self.ptc._reaching():  # noqa: SLF001 one room
             return self.ptc.store.status(self.run_id)
+
+    def end_if_over(self) -> None:
+        """End the run where it is cancelled or out of time and no worker is there to do it.
+
+        Raises:
+            ServerUnavailableError: Redis cannot be reached.
+        """
+        with self.ptc._reaching():  # noqa: SLF001 one room
+            self.ptc.store.end_if_over(self.run_id)
 
     def cancel(self, *, force: bool = False) -> Departure:
         """Leave the run, and stop it if nobody else waits for it, or by force; `get` then returns its end.

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import PositiveFloat, TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 
 from ptc_contracts import CacheStrategy, ConfigurationError, LLMProvider, PTCExecutionPlan
 
@@ -37,15 +37,28 @@ def default_expires(environ: Mapping[str, str] = os.environ) -> float | None:
     """Read `PTC_EXPIRES`: seconds that a run may wait for its first start; None if it may wait for ever.
 
     Raises:
-        ConfigurationError: it is not a number above zero.
+        ConfigurationError: it is not a number above zero that can be used.
     """
     text = environ.get("PTC_EXPIRES", "").strip()
-    if not text:
-        return None
+    return read_expires("PTC_EXPIRES", text) if text else None
+
+
+def read_expires(name: str, value: float | str) -> float:
+    """Read how many seconds a run may wait for its first start.
+
+    Raises:
+        ConfigurationError: it is not a number above zero; the message holds the name.
+    """
     try:
-        return TypeAdapter(PositiveFloat).validate_python(text)
+        return TypeAdapter(_Expires).validate_python(value)
     except ValidationError:
-        raise ConfigurationError(f"PTC_EXPIRES={text!r} is not a number of seconds above zero") from None
+        raise ConfigurationError(
+            f"{name}={value!r} is not a number of seconds above 0 and up to {_LONGEST_EXPIRES:,}"
+        ) from None
+
+
+_LONGEST_EXPIRES = 10 * 365 * 24 * 3600
+_Expires = Annotated[float, Field(gt=0, le=_LONGEST_EXPIRES, allow_inf_nan=False)]
 
 
 _FIELDS = (

@@ -126,7 +126,7 @@ def test_a_worker_that_ends_finishes_what_fits_into_its_grace(empty_cluster: Clu
     seconds = LEASE_MS / 1000 + 2
     slow = answer_with(tests__test_it_py=f"import time\n\ndef test_it():\n    time.sleep({seconds})")
     plan = empty_cluster.record([slow])
-    worker = empty_cluster.start_worker()
+    worker = empty_cluster.start_worker(environment={**empty_cluster.environment, "PTC_SHUTDOWN_GRACE": "60"})
     handle = empty_cluster.ptc.submit(plan)
     wait_until(lambda: running(handle, Stage.SANDBOX))
     worker.process.terminate()
@@ -135,7 +135,8 @@ def test_a_worker_that_ends_finishes_what_fits_into_its_grace(empty_cluster: Clu
 
     assert (result.status, empty_cluster.calls_for(plan)) == ("SUCCESS", 1)
     assert worker.process.wait(START_SECONDS) == 0
-    assert worker.log.read_text().count("task ptc.sandbox") <= 1
+    messages = handle.ptc.store.redis.hget(run_key(handle.run_id), "sending")
+    assert messages == b"2"  # one for each stage: nobody thought that its worker was silent
 
 
 @pytest.mark.parametrize("signals", [(signal.SIGQUIT,), (signal.SIGINT, signal.SIGINT)])
@@ -277,6 +278,92 @@ def test_a_queue_that_waits_gets_no_duplicates(empty_cluster: Cluster) -> None:
     handle.cancel()
 
 
+def frozen(cluster: Cluster) -> psutil.Process:
+    """Let the server stand still; the caller wakes it."""
+    server = psutil.Process(cluster.ptc.store.redis.info("server")["process_id"])
+    server.suspend()
+    return server
+
+
+def test_a_worker_ends_though_its_server_stands_still(empty_cluster: Cluster) -> None:
+    """It cannot hand its run back; the lease passes."""
+    worker = empty_cluster.start_worker(environment={**empty_cluster.environment, "PTC_SHUTDOWN_GRACE": "1"})
+    handle = written(empty_cluster, empty_cluster.record([GREEN]))
+    server = frozen(empty_cluster)
+    try:
+        worker.process.terminate()
+        worker.process.wait(START_SECONDS)
+    finally:
+        server.resume()
+    empty_cluster.replay.chunk_seconds = 0.0
+    empty_cluster.start_worker()
+
+    assert handle.get(timeout=START_SECONDS).status == "SUCCESS"
+
+
+def test_the_command_waits_for_a_server_that_stands_still(empty_cluster: Cluster, tmp_path: Path) -> None:
+    """It says so, and goes on when the server is back."""
+    plan = empty_cluster.record([GREEN])
+    (tmp_path / "plan.json").write_text(plan.model_dump_json())
+    with subprocess.Popen(
+        [sys.executable, "-m", "roma_bridge.cli", str(tmp_path / "plan.json"), "--json"],
+        env=empty_cluster.environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as command:
+        assert command.stderr
+        assert command.stdout
+        assert "submitted" in command.stderr.readline()
+        server = frozen(empty_cluster)
+        try:
+            assert any("waiting for it" in line for line in iter(command.stderr.readline, ""))
+        finally:
+            server.resume()
+        empty_cluster.start_worker()
+        result = json.loads(command.stdout.read())
+
+    assert (result["status"], command.wait()) == ("SUCCESS", 0)
+
+
+def test_signed_runs_go_from_client_to_worker_and_back(
+    empty_cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both have the key; what lies in Redis is not to be read as text, and holds no key."""
+    key = "a key of this test alone"
+    monkeypatch.setenv("PTC_SIGNING_KEY", key)
+    environment = {**empty_cluster.environment, "PTC_SIGNING_KEY": key}
+    worker = empty_cluster.start_worker(environment=environment)
+    handle = empty_cluster.ptc.submit(empty_cluster.record([GREEN]))
+    result = handle.get(timeout=START_SECONDS)
+    redis = empty_cluster.ptc.store.redis
+    record = redis.hgetall(run_key(handle.run_id))
+    dump = b"".join(redis.dump(name) or b"" for name in redis.scan_iter("*"))
+
+    assert result.status == "SUCCESS"
+    assert [record[name][:1] for name in (b"plan", b"progress", b"result")] == [b"\xff"] * 3
+    assert key.encode() not in dump
+    assert key not in worker.log.read_text()
+
+
+def test_a_suspect_of_a_real_worker_is_put_in_quarantine(empty_cluster: Cluster) -> None:
+    """Two runs that were begun in vain share a worker: the model is asked for one of them at a time."""
+    plans = [empty_cluster.record([GREEN], enable_testing=False) for _ in range(2)]
+    handles = [empty_cluster.ptc.submit(plan) for plan in plans]
+    for handle in handles:
+        handle.ptc.store.redis.hset(run_key(handle.run_id), "starts", 3)
+    empty_cluster.replay.chunk_chars, empty_cluster.replay.chunk_seconds = 10, 60.0
+    worker = empty_cluster.start_worker()
+    wait_until(lambda: "run_waits_in_quarantine" in worker.log.read_text())
+    wait_until(lambda: sum(map(empty_cluster.calls_for, plans)) > 0)
+    calls = sum(map(empty_cluster.calls_for, plans))
+    for handle in handles:
+        handle.cancel()
+
+    assert calls == 1
+    assert [handle.get(timeout=START_SECONDS).error_message for handle in handles] == ["cancelled"] * 2
+
+
 def test_get_ends_on_its_own_timeout_while_the_server_stands_still(tmp_path: Path) -> None:
     """The caller is told that nobody answers, in about the time it gave."""
     with embedded_server(tmp_path / "server", dies_with_us=True) as settings:
@@ -311,7 +398,7 @@ def test_ten_thousand_submissions_leave_no_subscription_behind(
     submit_plan({"execution_id": "x", "scaffolding": {"task_description": "x"}})
     clients = len(redis.client_list())
     for n in range(10_000):
-        submit_plan({"execution_id": f"caller {n}", "scaffolding": {"task_description": "x"}})
+        submit_plan({"execution_id": "x", "scaffolding": {"task_description": f"plan {n}"}})
 
     assert redis.pubsub_channels() == []
     assert len(redis.client_list()) <= clients + 1

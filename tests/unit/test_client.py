@@ -10,7 +10,7 @@ from support import make_plan
 from ptc_contracts import CodeArtifact, ConfigurationError, InvalidPlanError, PTCArtifactResult
 from ptc_contracts.settings import RedisSettings
 from roma_bridge.client import read_plan
-from roma_bridge.defaults import with_defaults
+from roma_bridge.defaults import default_expires, with_defaults
 from roma_bridge.files import UnwritableError, write_files
 
 if TYPE_CHECKING:
@@ -85,6 +85,13 @@ def test_a_variable_fills_the_field_that_was_left_unset(
 
     assert getattr(with_defaults(plan, set(), {variable: value}), field) == filled
     assert with_defaults(plan, {field}, {variable: value}) == plan
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "0", "-1", "soon", "1e300"])
+def test_a_time_to_wait_that_is_none_names_its_variable(value: str) -> None:
+    """Before anything is submitted."""
+    with pytest.raises(ConfigurationError, match=rf"PTC_EXPIRES='{value}' is not a number of seconds"):
+        default_expires({"PTC_EXPIRES": value})
 
 
 @pytest.mark.parametrize(
