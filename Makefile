@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check format docs lock clean
+.PHONY: demo test storm check format docs lock clean
 
 demo: .venv/ready
 	@rm -rf .demo
@@ -10,6 +10,10 @@ demo: .venv/ready
 
 test: .venv/ready
 	$(BIN)/pytest
+
+storm: .venv/ready
+	$(BIN)/python tests/faults/storm.py --shape both
+	$(BIN)/python tests/faults/storm.py --shape split
 
 check: .venv/ready
 	$(BIN)/ruff check .

@@ -134,7 +134,7 @@ class Storm:
         self._released = 0
         self._deck: list[Kind] = []
         self._scripted = 0
-        self._model_slow_until = 0.0
+        self._slow_until_call = 0
         self._in_hand: set[str] = set()
         self._stopping: dict[str, Strike] = {}
         self._later: list[tuple[float, int, Callable[[], None]]] = []
@@ -174,7 +174,7 @@ class Storm:
 
     def _tick(self) -> None:
         """Do what is due, hear what was said, and look after who died."""
-        slow = time.monotonic() < self._model_slow_until
+        slow = len(self.replay.journal) < self._slow_until_call
         self.replay.latency = FREEZE_SECONDS if slow else random.uniform(0.2, 0.6)  # noqa: S311 nothing hangs on it
         while self._later and self._later[0][0] <= time.monotonic():
             heapq.heappop(self._later)[2]()
@@ -409,9 +409,9 @@ class Storm:
         return names
 
     def _model_slow(self) -> str:
-        """Let what is asked within the next second take longer than a lease: no reason for anybody to take over."""
+        """Let the next two answers take longer than a lease: no reason for anybody to take over."""
         self._note(Kind.MODEL_SLOW, f"{FREEZE_SECONDS} s")
-        self._model_slow_until = time.monotonic() + 1.0
+        self._slow_until_call = len(self.replay.journal) + 2
         return f"{FREEZE_SECONDS} s"
 
     def _submitter_killed(self) -> str:
