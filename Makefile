@@ -5,7 +5,7 @@ BIN := .venv/bin
 # The other Celery that pyproject.toml allows; constraints.txt names the one that is installed.
 OTHER_CELERY := 5.7.0
 
-.PHONY: demo test test-other-celery check format docs lock clean
+.PHONY: demo test test-other-celery storm check format docs lock clean
 
 demo: .venv/ready
 	@rm -rf .demo
@@ -16,6 +16,10 @@ test: .venv/ready
 
 test-other-celery: .venv/other-celery/ready
 	.venv/other-celery/bin/pytest tests/integration/test_transport.py tests/integration/test_workers.py tests/faults
+
+storm: .venv/ready
+	$(BIN)/python tests/faults/storm.py --shape both
+	$(BIN)/python tests/faults/storm.py --shape split
 
 check: .venv/ready
 	$(BIN)/ruff check .

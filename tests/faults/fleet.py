@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -110,8 +111,9 @@ class Server(Mortal):
         """Start it, at its old port if it had one, and wait until its log is read."""
         self.port = self.port or _free_port()
         persistent = ("--save", "", "--appendonly", "yes", "--appendfsync", "always")
-        address = ("--bind", "127.0.0.1", "--port", str(self.port), "--dir", str(self.log.parent))
-        command = [server_program(), *address, *persistent, "--maxmemory-policy", "noeviction"]
+        address = ("--bind", "127.0.0.1", "--port", str(self.port))
+        places = ("--dir", str(self.log.parent), "--logfile", str(self.log))
+        command = [server_program(), *address, *places, *persistent, "--maxmemory-policy", "noeviction"]
         self._launch(command, dict(os.environ), subprocess.DEVNULL, subprocess.DEVNULL)
         wait_until(self.answers, START_SECONDS, f"the server does not answer: see {self.log}")
 
@@ -233,5 +235,8 @@ def end_all(workers: Sequence[Mortal]) -> None:
 
 
 def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return int(probe.getsockname()[1])
+    """Find a port below those that the system gives to clients: while the server is away, one of them may get it."""
+    for port in random.sample(range(15_000, 32_000), 100):
+        with suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
+    raise AssertionError("no port is free")

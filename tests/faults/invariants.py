@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections import Counter, defaultdict
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from ptc_contracts.keys import (
     ACTIVE_RUNS,
     BROKER_PREFIX,
     CACHE_STATS,
+    DEAD_RUNS,
     LANE_PREFIX,
     RUN_PREFIX,
     SWEEPS,
@@ -29,7 +31,7 @@ if TYPE_CHECKING:
 
     from ptc_worker.llm.replay.server import Call
 
-STANDING = (ACTIVE_RUNS, CACHE_STATS, SWEEPS, LANE_PREFIX, BROKER_PREFIX)
+STANDING = (ACTIVE_RUNS, CACHE_STATS, DEAD_RUNS, SWEEPS, LANE_PREFIX, BROKER_PREFIX)
 """What begins the names of keys that belong to no run, and so may stay for ever."""
 
 SLACK_SECONDS = 1.0
@@ -291,10 +293,20 @@ def _fell(call: Call, strikes: Iterable[Strike], billed: set[str]) -> bool:
         falls = strike.until if strike.kind == "worker_terminated" else strike.at
         if strike.target != call.model or strike.kind not in FALLS or falls is None:
             continue
-        unkept = call.ended is None or call.ended >= falls - SLACK_SECONDS or call.model not in billed
+        unkept = call.ended is None or _kept_by(call.ended, strikes) >= falls or call.model not in billed
         if unkept and call.started <= falls + SLACK_SECONDS:
             return True
     return False
+
+
+def _kept_by(written: float, strikes: Iterable[Strike]) -> float:
+    """Tell by when an answer can have been kept: not while the server is away."""
+    moment = written + SLACK_SECONDS
+    for outage in sorted((s for s in strikes if s.kind.startswith("server")), key=lambda strike: strike.at):
+        until = math.inf if outage.until is None else outage.until
+        if outage.at <= moment <= until + SLACK_SECONDS:
+            moment = until + SLACK_SECONDS
+    return moment
 
 
 def _told(calls: Sequence[Call], strikes: Sequence[Strike], billed: set[str]) -> list[str]:

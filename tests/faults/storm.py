@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from ptc_worker.llm.replay.server import ReplayServer
 
 FREEZE_SECONDS = LEASE_MS / 1000 + 2
+"""How long a worker, or a model's answer, is held up: longer than a lease."""
 LONGEST_SHUTDOWN = 60.0
 """Seconds a worker may take to end after SIGTERM."""
 
@@ -74,6 +75,7 @@ class Kind(str, Enum):
     SERVER_PAUSED = "server_paused"
     SERVER_FROZEN = "server_frozen"
     MODEL_FAULTS = "model_faults"
+    MODEL_SLOW = "model_slow"
     SUBMITTER_KILLED = "submitter_killed"
     CLAIMANT_KILLED = "claimant_killed"
 
@@ -132,6 +134,7 @@ class Storm:
         self._released = 0
         self._deck: list[Kind] = []
         self._scripted = 0
+        self._slow_until_call = 0
         self._in_hand: set[str] = set()
         self._stopping: dict[str, Strike] = {}
         self._later: list[tuple[float, int, Callable[[], None]]] = []
@@ -171,7 +174,8 @@ class Storm:
 
     def _tick(self) -> None:
         """Do what is due, hear what was said, and look after who died."""
-        self.replay.latency = random.uniform(0.2, 0.6)  # noqa: S311 nothing hangs on it
+        slow = len(self.replay.journal) < self._slow_until_call
+        self.replay.latency = FREEZE_SECONDS if slow else random.uniform(0.2, 0.6)  # noqa: S311 nothing hangs on it
         while self._later and self._later[0][0] <= time.monotonic():
             heapq.heappop(self._later)[2]()
         while not self.heard.empty():
@@ -369,16 +373,19 @@ class Storm:
     def _server_killed(self) -> str:
         if "server" in self._in_hand:
             return ""
-        self._note(Kind.SERVER_KILLED, "server")
+        strike = self._note(Kind.SERVER_KILLED, "server")
         self.server.kill()
-        self._restart_in(self.chance.uniform(0.3, 1.5), self.server)
+        away = self.chance.uniform(0.3, 1.5)
+        strike.until = strike.at + away
+        self._restart_in(away, self.server)
         return "server"
 
     def _server_paused(self) -> str:
         if "server" in self._in_hand:
             return ""
         milliseconds = self.chance.randint(1000, 3000)
-        self._note(Kind.SERVER_PAUSED, f"{milliseconds} ms")
+        strike = self._note(Kind.SERVER_PAUSED, f"{milliseconds} ms")
+        strike.until = strike.at + milliseconds / 1000
         with self.server.client() as client:
             client.client_pause(milliseconds)
         return f"{milliseconds} ms"
@@ -403,6 +410,12 @@ class Storm:
         names = ", ".join(fault.value for fault in faults if fault)
         self._note(Kind.MODEL_FAULTS, names)
         return names
+
+    def _model_slow(self) -> str:
+        """Let the next two answers take longer than a lease: no reason for anybody to take over."""
+        self._note(Kind.MODEL_SLOW, f"{FREEZE_SECONDS} s")
+        self._slow_until_call = len(self.replay.journal) + 2
+        return f"{FREEZE_SECONDS} s"
 
     def _submitter_killed(self) -> str:
         able = [s for s in self.submitters if s.name not in self._in_hand]

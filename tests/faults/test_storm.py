@@ -26,7 +26,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_every_plan_has_one_result_and_no_call_is_paid_twice(shape: str, tmp_path: Path, cache: Path) -> None:
     """Whatever is killed, frozen or cut off: no plan is lost or done twice, nothing is left, calls are accounted for."""
     options = Options(
-        plans=18,
+        plans=15,
         submitters=3,
         workers=2,
         faults=len(Kind),
