@@ -8,16 +8,20 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+from pydantic import TypeAdapter
+
 from ptc_contracts.blobs import Blobs
 from ptc_contracts.errors import PayloadTooLargeError
 from ptc_contracts.plan import PTCExecutionPlan
-from ptc_contracts.progress import ModelCall, Progress
+from ptc_contracts.progress import IterationNote, ModelCall, Progress
 from ptc_contracts.result import ExecutionStatus, PTCArtifactResult
 from ptc_contracts.run import Run
 from ptc_contracts.stages import Stage
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+_HISTORY = TypeAdapter(list[IterationNote])
 
 EXPIRED = "no worker began it within the time that it may wait in a queue"
 """What the result of a run says that waited too long for its first start."""
@@ -44,6 +48,14 @@ class RecordForm:
         return self.blobs.seal(
             progress.model_dump_json(), run_id, "progress", stage.value, progress.iteration
         )
+
+    def history(self, progress: Progress) -> bytes:
+        """Write what became of each iteration, for whoever watches: open to all, and short."""
+        return _HISTORY.dump_json(progress.history)
+
+    def read_history(self, notes: str | None) -> tuple[IterationNote, ...]:
+        """Read it again."""
+        return tuple(_HISTORY.validate_json(notes or "[]"))
 
     def checkpoint(self, run_id: str, name: str, value: object) -> bytes:
         """Seal what a stage produced; the name holds stage and iteration."""

@@ -1,20 +1,17 @@
-"""The run record: submit-or-join, lease, checkpoint, hand-over, finish. It is the truth; a message is a hint.
+"""The run record, as its callers use it: submit-or-join, look, cancel, finish. It is the truth; a message is a hint.
 
-Every change is one Lua script on the server's clock, so that two processes can never both believe they won.
+What only workers do stands in `work.py`. Every change is one Lua script on the server's clock, so that two processes can never both believe they won.
 A holder proves itself by its fence, a number that grows with every start: a write with an old one changes
 nothing.
 """
 
 from __future__ import annotations
 
-import time
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
-from uuid import uuid4
+from typing import TYPE_CHECKING, Any, NamedTuple, Self, cast
 
-from pydantic import TypeAdapter
 from redis import Redis
 from redis.backoff import ExponentialBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
@@ -25,14 +22,11 @@ from redis.retry import Retry
 from ptc_contracts import scripts
 from ptc_contracts.blobs import Blobs
 from ptc_contracts.cache import CacheEntry, CacheWrite
-from ptc_contracts.errors import RunNotFoundError, UnreadableBlobError
+from ptc_contracts.errors import RunNotFoundError
 from ptc_contracts.keys import (
     ACTIVE_RUNS,
     CACHE_STATS,
     DEAD_RUNS,
-    LANE_PREFIX,
-    SWEEPS,
-    WAITING_PREFIX,
     attempt_key,
     cache_key,
     cache_names,
@@ -48,41 +42,30 @@ from ptc_contracts.keys import (
     usage_key,
 )
 from ptc_contracts.plan import CacheStrategy, PTCExecutionPlan
-from ptc_contracts.progress import IterationNote, ModelCall, Progress, conclude
+from ptc_contracts.progress import ModelCall, Progress, conclude
 from ptc_contracts.record import END_FIELDS, RecordForm, end_of
 from ptc_contracts.result import ExecutionStatus, PTCArtifactResult
 from ptc_contracts.run import (
     DeadRun,
     Departure,
     LeaseLostError,
-    NotOurs,
     Run,
     RunState,
     RunStatus,
     Submission,
 )
-from ptc_contracts.stages import FRESH, LANES, Stage, Unsent
+from ptc_contracts.stages import FRESH, Stage, Unsent
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterator
 
     from ptc_contracts.settings import RedisSettings
 
 SCHEMA_VERSION = 1
 """Form of the run record; raised when a reader of the old form could misread the new one."""
 
-LEASE_MS = 8_000
-"""How long a worker may be silent before its run may move elsewhere."""
-
-SWEEP_MS = 1_000
-"""How often each worker looks for runs that need a message; the first to look does it for all."""
-
 GRACE_MS = 2_000
 """How long the process that owes a run its message may take to send it."""
-
-PATIENCE_MS = 4_000
-"""How long a message that has left its queue may take to begin its run; it is given up between one and two of them
-later."""
 
 RESULT_TTL_SECONDS = 24 * 3600
 """How long a run's record and result outlive its end."""
@@ -96,12 +79,7 @@ RETRY_TTL_SECONDS = 15 * 60
 OVERDUE_GRACE_MS = 10_000
 """How far past its deadline a run must be before a waiting client ends it in a worker's stead."""
 
-_TRIES_TO_OPEN = 20
-"""Times a record may turn out to be closed to a worker, whose own key may be the wrong one, before its run ends."""
-
 _CONFIRM_SECONDS = 2.0
-
-_HISTORY = TypeAdapter(list[IterationNote])
 
 
 class Resumption(NamedTuple):
@@ -111,15 +89,6 @@ class Resumption(NamedTuple):
     progress: Progress
     checkpoints: dict[str, Any]
     """What the other one paid for: name to JSON."""
-
-
-class Sweep(NamedTuple):
-    """What a look at all runs has found."""
-
-    owed: list[Unsent]
-    """Messages that whoever reads this owes."""
-    over: list[str]
-    """Runs that are over and that nobody holds: cancelled, or out of time."""
 
 
 @dataclass
@@ -132,16 +101,11 @@ class RunStore:
     def __post_init__(self) -> None:
         register = self.redis.register_script
         self._submit, self._published = register(scripts.SUBMIT), register(scripts.PUBLISHED)
-        self._begin, self._renew = register(scripts.BEGIN), register(scripts.RENEW)
-        self._keep, self._sweep = register(scripts.KEEP), register(scripts.SWEEP)
-        self._hand_over, self._hand_back = register(scripts.HAND_OVER), register(scripts.HAND_BACK)
         self._cancel, self._finish = register(scripts.CANCEL), register(scripts.FINISH)
-        self._forget, self._count_start = register(scripts.FORGET), register(scripts.COUNT_START)
+        self._forget = register(scripts.FORGET)
 
     @classmethod
-    def connect(
-        cls, settings: RedisSettings, blobs: Blobs | None = None, *, patience: float = 10.0
-    ) -> RunStore:
+    def connect(cls, settings: RedisSettings, blobs: Blobs | None = None, *, patience: float = 10.0) -> Self:
         """Open a store; nothing is sent before it is first used.
 
         An answer may take `patience` seconds; a broken connection is opened again, three times.
@@ -159,8 +123,6 @@ class RunStore:
             ),
             RecordForm(blobs or Blobs()),
         )
-
-    # ── for clients ──
 
     def submit(
         self, plan: PTCExecutionPlan, *, expires: float | None = None, resume: Resumption | None = None
@@ -195,7 +157,7 @@ class RunStore:
             "stage": stage.value,
             "progress": form.progress(run_id, stage, progress),
             "iteration": progress.iteration,
-            "history": _HISTORY.dump_json(progress.history),
+            "history": form.history(progress),
             "priority": FRESH,
             "timeout_ms": plan.timeout_seconds * 1000,
             "max_iterations": plan.max_iterations,
@@ -205,7 +167,7 @@ class RunStore:
             hit, seen = self._look(plan, names, attempt)
             if hit:
                 return Submission(hit=hit)
-            how, found, joined = _texts(
+            how, found, joined = texts(
                 self._submit(
                     keys=[
                         run_key(run_id),
@@ -219,7 +181,7 @@ class RunStore:
                     ],
                     args=[
                         *(run_id, int(exclusive), GRACE_MS, "" if expires is None else round(expires * 1000)),
-                        *(len(record), *_flat(record), len(kept), *_flat(kept), *seen),
+                        *(len(record), *flat(record), len(kept), *flat(kept), *seen),
                     ],
                 )
             )
@@ -266,7 +228,7 @@ class RunStore:
             iteration=int(iteration or 1),
             max_iterations=int(most or 1),
             status=ExecutionStatus(status) if status else None,
-            history=tuple(_HISTORY.validate_json(history or "[]")),
+            history=self.form.read_history(history),
         )
 
     def result(self, run_id: str, plan_digest: str | None = None) -> PTCArtifactResult | None:
@@ -392,122 +354,7 @@ class RunStore:
         self.redis.zrem(DEAD_RUNS, run_id)
         return run.plan, submission
 
-    # ── for workers ──
-
-    def begin(self, run_id: str, stage: Stage, sending: int, holder: str = "") -> Run | NotOurs:
-        """Take a run to work on one of its stages, as its message of this number asks.
-
-        A holder who missed the answer gets it again under the same name, which nobody else may have.
-        Its first start sets the deadline. A record that cannot be read ends as FAILURE, but one of a newer
-        form is left to newer workers, and one that cannot be opened to workers that may have the right key.
-        """
-        asked_at = time.monotonic()
-        answer = self._begin(
-            keys=[run_key(run_id), ACTIVE_RUNS],
-            args=[run_id, stage.value, sending, LEASE_MS, holder or uuid4().hex, SCHEMA_VERSION],
-        )
-        how = answer[0].decode()
-        if how == "ok":
-            record = dict(zip(_texts(answer[2][::2]), answer[2][1::2], strict=True))
-            try:
-                return replace(self.form.read_run(record, int(answer[1])), renewed_at=asked_at)
-            except UnreadableBlobError as error:
-                return self._closed(record, error)
-            except (ValueError, KeyError):
-                return NotOurs(reason="ended", result=self._without(record, "written by another version?"))
-        try:
-            ended = self.form.read_result(run_id, answer[1].decode(), answer[2]) if how == "ended" else None
-        except UnreadableBlobError as error:
-            return NotOurs(reason=f"unreadable: {error}")
-        return NotOurs(reason=how, result=ended)
-
-    def renew(self, held: dict[str, int]) -> list[tuple[str, Literal["lost", "cancelled"]]]:
-        """Extend the leases of these runs (id to fence) in one script; return those whose work must stop."""
-        answer = self._renew(keys=[ACTIVE_RUNS], args=[LEASE_MS, OVERDUE_GRACE_MS, *_flat(held)])
-        return [cast("Any", tuple(_texts(stop))) for stop in answer]
-
-    def sweep(self, most: int = 500) -> Sweep:
-        """Find the runs that need a message, or their end; at most so many of each kind.
-
-        Their worker fell silent, whoever owed them a message never sent it, or it was sent and lost.
-        """
-        lanes = [
-            key
-            for lane in LANES
-            for key in (LANE_PREFIX + lane.name, WAITING_PREFIX + lane.name, lane.list_key)
-        ]
-        owed, over = self._sweep(
-            keys=[ACTIVE_RUNS, SWEEPS, DEAD_RUNS, *lanes],
-            args=[
-                *(GRACE_MS, most, SWEEP_MS // 2, 3 * SWEEP_MS, LEASE_MS, PATIENCE_MS),
-                DEAD_TTL_SECONDS * 1000,
-            ],
-        )
-        known = {stage.value.encode() for stage in Stage}  # a newer peer may know more
-        return Sweep([_unsent(message) for message in owed if message[1] in known], _texts(over))
-
-    def checkpoint(self, run: Run, name: str) -> Any:  # noqa: ANN401 whatever JSON was kept
-        """Return what was kept under this name, None if nothing was."""
-        kept = cast("bytes | None", self.redis.hget(checkpoints_key(run.run_id), name))
-        return None if kept is None else self.form.read_checkpoint(run.run_id, name, kept)
-
-    def keep(self, run: Run, name: str, value: object, calls: Iterable[ModelCall] = ()) -> Any:  # noqa: ANN401
-        """Keep what a stage produced and what it cost; return what is kept: the first writer's.
-
-        Raises:
-            LeaseLostError: value and cost are kept, but the run is somebody else's now.
-            PayloadTooLargeError: the value is larger than PTC_MAX_PAYLOAD_MB.
-        """
-        sealed = self.form.checkpoint(run.run_id, name, value)
-        ours, kept = self._keep(
-            keys=[run_key(run.run_id), checkpoints_key(run.run_id), usage_key(run.run_id)],
-            args=[run.fence, name, sealed, *self._sealed(run, calls)],
-        )
-        if not ours:
-            raise LeaseLostError(run.run_id)
-        return self.form.read_checkpoint(run.run_id, name, kept) if kept else value
-
-    def keep_usage(self, run: Run, calls: Iterable[ModelCall]) -> None:
-        """Keep what calls cost that brought nothing else."""
-        self._keep(
-            keys=[run_key(run.run_id), checkpoints_key(run.run_id), usage_key(run.run_id)],
-            args=[run.fence, "", "", *self._sealed(run, calls)],
-        )
-
-    def count_start(self, run: Run, number: int) -> None:
-        """Add to the times this stage was begun without progress; a start may turn out not to be one yet."""
-        self._count_start(keys=[run_key(run.run_id)], args=[run.fence, number])
-
-    def hand_over(self, run: Run, stage: Stage, progress: Progress) -> Unsent:
-        """Put the run into the next stage, held by nobody; return the message that is owed now.
-
-        Raises:
-            LeaseLostError: the run is somebody else's now.
-            PayloadTooLargeError: the progress is larger than PTC_MAX_PAYLOAD_MB.
-        """
-        return _owed(
-            run,
-            self._hand_over(
-                keys=[run_key(run.run_id), ACTIVE_RUNS],
-                args=[
-                    *(run.run_id, run.fence, GRACE_MS, stage.value),
-                    self.form.progress(run.run_id, stage, progress),
-                    progress.iteration,
-                    _HISTORY.dump_json(progress.history),
-                ],
-            ),
-        )
-
-    def hand_back(self, run: Run) -> Unsent:
-        """Give the run up where it is, for another worker to begin this stage; return the message owed now.
-
-        Raises:
-            LeaseLostError: the run is somebody else's now.
-        """
-        answer = self._hand_back(
-            keys=[run_key(run.run_id), ACTIVE_RUNS], args=[run.run_id, run.fence, GRACE_MS]
-        )
-        return _owed(run, answer)
+    # ── for both ──
 
     def finish(
         self,
@@ -548,15 +395,6 @@ class RunStore:
             write=CacheWrite.of(run.plan, result),
             given_up=given_up,
         )
-
-    def _closed(self, record: dict[str, bytes], error: UnreadableBlobError) -> NotOurs:
-        """Leave a record that we cannot open to others, for our own key may be the wrong one; but not for ever."""
-        run_id, fence = record["run_id"].decode(), int(record["fence"])
-        tries = self.redis.hincrby(run_key(run_id), "closed", 1)
-        if tries >= _TRIES_TO_OPEN:
-            return NotOurs(reason="ended", result=self._without(record, str(error)))
-        self._hand_back(keys=[run_key(run_id), ACTIVE_RUNS], args=[run_id, fence, GRACE_MS])
-        return NotOurs(reason=f"unreadable: {error}")
 
     def _without(self, record: dict[str, bytes], reason: str) -> PTCArtifactResult:
         """End a run from the little that can be read of its record."""
@@ -626,9 +464,6 @@ class RunStore:
             case _:
                 raise LeaseLostError(run_id)
 
-    def _sealed(self, run: Run, calls: Iterable[ModelCall]) -> list[Any]:
-        return _flat({call.call_id: self.form.call(run.run_id, call) for call in calls})
-
     def _calls(self, run_id: str) -> list[ModelCall]:
         """Read the bill; what somebody else wrote into it does not count."""
         kept = cast("dict[bytes, bytes]", self.redis.hgetall(usage_key(run_id)))
@@ -649,24 +484,13 @@ class RunStore:
         return int(seconds * 1000 + microseconds // 1000)
 
 
-def _unsent(answer: list[Any]) -> Unsent:
-    run_id, stage, key, iteration, sending, priority = answer
-    return Unsent(
-        run_id.decode(), Stage(stage.decode()), key.decode(), int(iteration), int(sending), int(priority)
-    )
-
-
-def _owed(run: Run, answer: list[Any]) -> Unsent:
-    if not answer:
-        raise LeaseLostError(run.run_id)
-    return _unsent(answer)
-
-
-def _flat(pairs: dict[str, Any]) -> list[Any]:
+def flat(pairs: dict[str, Any]) -> list[Any]:
+    """Lay names and values out as a script takes them."""
     return [item for pair in pairs.items() for item in pair]
 
 
-def _texts(values: Any) -> list[str]:  # noqa: ANN401 redis-py does not type what scripts return
+def texts(values: Any) -> list[str]:  # noqa: ANN401 redis-py does not type what scripts return
+    """Read what a script returned."""
     return [value.decode() for value in values]
 
 

@@ -13,8 +13,8 @@ import structlog
 from celery import Celery, signals
 
 from ptc_contracts.blobs import Blobs
-from ptc_contracts.runs import RunStore
 from ptc_contracts.settings import RedisSettings
+from ptc_contracts.work import WorkStore
 from ptc_worker.leases import LeaseKeeper
 from ptc_worker.log import configure_logging
 from ptc_worker.recovery import Recovery
@@ -90,13 +90,13 @@ def settings() -> WorkerSettings:
 
 
 @cache
-def store() -> RunStore:
+def store() -> WorkStore:
     """Connect to the run records, once."""
     return _connected(patience=10.0)
 
 
-def _connected(patience: float) -> RunStore:
-    return RunStore.connect(RedisSettings.from_environment(), Blobs.from_environment(), patience=patience)
+def _connected(patience: float) -> WorkStore:
+    return WorkStore.connect(RedisSettings.from_environment(), Blobs.from_environment(), patience=patience)
 
 
 @cache

@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING
 import structlog
 from redis.exceptions import RedisError
 
-from ptc_contracts.runs import LEASE_MS
+from ptc_contracts.work import LEASE_MS
 from ptc_worker.halt import Halt, Why
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from ptc_contracts.run import Run
-    from ptc_contracts.runs import RunStore
+    from ptc_contracts.work import WorkStore
 
 log = structlog.get_logger(__name__)
 
@@ -56,7 +56,7 @@ class Hold:
 class LeaseKeeper:
     """Renews leases while their runs are held; goes on during a warm shutdown, for it has its own thread."""
 
-    def __init__(self, store: RunStore) -> None:
+    def __init__(self, store: WorkStore) -> None:
         self._store = store
         self._held: dict[str, Hold] = {}
         self._lock = threading.RLock()  # a signal handler may ask for the end

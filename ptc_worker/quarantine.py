@@ -11,7 +11,7 @@ import structlog
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from ptc_contracts.runs import RunStore
+    from ptc_contracts.work import WorkStore
     from ptc_worker.leases import Hold
 
 log = structlog.get_logger(__name__)
@@ -22,7 +22,7 @@ _suspects = threading.Lock()
 
 
 @contextmanager
-def quarantined(hold: Hold, store: RunStore, most_starts: int) -> Iterator[None]:
+def quarantined(hold: Hold, store: WorkStore, most_starts: int) -> Iterator[None]:
     """Let a run pass whose stage was begun in vain about half as often as it may be; one at a time in a process.
 
     A worker that dies takes all its runs with it, and each start counts for all of them alike. While a suspect waits for
@@ -46,7 +46,7 @@ def quarantined(hold: Hold, store: RunStore, most_starts: int) -> Iterator[None]
         _suspects.release()
 
 
-def _wait_for_the_turn(hold: Hold, store: RunStore) -> None:
+def _wait_for_the_turn(hold: Hold, store: WorkStore) -> None:
     log.info("run_waits_in_quarantine", starts=hold.run.starts)
     store.count_start(hold.run, -1)
     try:

@@ -10,13 +10,14 @@ import structlog
 from redis.exceptions import RedisError
 
 from ptc_contracts import RunNotFoundError
-from ptc_contracts.runs import GRACE_MS, SWEEP_MS
+from ptc_contracts.runs import GRACE_MS
+from ptc_contracts.work import SWEEP_MS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from ptc_contracts.runs import RunStore
     from ptc_contracts.stages import Unsent
+    from ptc_contracts.work import WorkStore
 
 log = structlog.get_logger(__name__)
 
@@ -24,7 +25,7 @@ log = structlog.get_logger(__name__)
 class Recovery(threading.Thread):
     """Sweeps until the process ends; every worker runs one, and one of them at a time finds work."""
 
-    def __init__(self, store: RunStore, send: Callable[[Unsent], None]) -> None:
+    def __init__(self, store: WorkStore, send: Callable[[Unsent], None]) -> None:
         super().__init__(name="ptc-recovery", daemon=True)
         self._store = store
         self._send = send

@@ -15,6 +15,7 @@ from uuid import uuid4
 from support import make_plan, replaying
 
 from ptc_contracts.keys import content_id, run_key
+from ptc_contracts.work import WorkStore
 from roma_bridge import PTC
 from roma_bridge.embedded import embedded_server
 
@@ -64,6 +65,11 @@ class Cluster:
     def ptc(self) -> PTC:
         """The client's way in."""
         return PTC(self.settings)
+
+    @property
+    def work(self) -> WorkStore:
+        """The run records as a worker sees them."""
+        return WorkStore.connect(self.settings)
 
     @property
     def environment(self) -> dict[str, str]:

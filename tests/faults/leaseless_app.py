@@ -1,8 +1,8 @@
 """The worker's application with leases that last no time at all, to see what leases are for."""
 
-from ptc_contracts import runs
+from ptc_contracts import work
 from ptc_worker.app import app
 
-runs.LEASE_MS = 0
+work.LEASE_MS = 0
 
 __all__ = ["app"]

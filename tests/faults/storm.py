@@ -34,7 +34,7 @@ from faults.invariants import Evidence, Strike, judge, read_kept, still_moving
 from faults.plans import make_task
 from support import replaying
 
-from ptc_contracts.runs import LEASE_MS
+from ptc_contracts.work import LEASE_MS
 from ptc_worker.llm.replay.faults import Fault, FaultPlan
 from ptc_worker.sandbox import supervise
 

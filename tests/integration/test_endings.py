@@ -18,8 +18,8 @@ from support import answer_with
 from ptc_contracts import RunNotFinishedError, RunNotFoundError, ServerUnavailableError
 from ptc_contracts.keys import run_key
 from ptc_contracts.run import Departure, Run, RunState
-from ptc_contracts.runs import LEASE_MS
 from ptc_contracts.stages import FRESH, LANES, Lane, Stage
+from ptc_contracts.work import LEASE_MS
 from roma_bridge import PTC, PlanHandle, submit_plan
 from roma_bridge.embedded import embedded_server
 
@@ -185,7 +185,7 @@ def test_a_run_that_kills_its_workers_is_given_up(empty_cluster: Cluster) -> Non
     """After so many starts without progress it ends, is listed, shown, and can be sent again."""
     plan = empty_cluster.record([GREEN], cache_strategy="never")
     handle = empty_cluster.ptc.submit(plan)
-    store = empty_cluster.ptc.store
+    store = empty_cluster.work
     for _ in range(3):
         assert isinstance(store.begin(handle.run_id, Stage.GENERATE, 1), Run)
         store.redis.hset(run_key(handle.run_id), "state", "queued")  # as a sweep does when a lease has passed

@@ -11,8 +11,8 @@ from support import make_plan
 
 from ptc_contracts.keys import run_key
 from ptc_contracts.run import Run
-from ptc_contracts.runs import RunStore
 from ptc_contracts.stages import Stage
+from ptc_contracts.work import WorkStore
 from ptc_worker.halt import HaltedError, Why
 from ptc_worker.leases import Hold
 from ptc_worker.quarantine import quarantined
@@ -24,13 +24,13 @@ if TYPE_CHECKING:
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Iterator[RunStore]:
+def store(tmp_path: Path) -> Iterator[WorkStore]:
     """An empty store."""
     with embedded_server(tmp_path) as settings:
-        yield RunStore.connect(settings)
+        yield WorkStore.connect(settings)
 
 
-def hold(store: RunStore, name: str, starts: int) -> Hold:
+def hold(store: WorkStore, name: str, starts: int) -> Hold:
     """Hold a run that was begun so many times."""
     run_id = store.submit(make_plan(name)).run_id
     run = store.begin(run_id, Stage.GENERATE, 1)
@@ -39,12 +39,12 @@ def hold(store: RunStore, name: str, starts: int) -> Hold:
     return Hold(replace(run, starts=starts))
 
 
-def starts_of(store: RunStore, suspect: Hold) -> int:
+def starts_of(store: WorkStore, suspect: Hold) -> int:
     """Tell how many starts of a run count."""
     return int(store.redis.hget(run_key(suspect.run.run_id), "starts") or 0)
 
 
-def test_a_second_suspect_waits_and_its_start_does_not_count(store: RunStore) -> None:
+def test_a_second_suspect_waits_and_its_start_does_not_count(store: WorkStore) -> None:
     """If the first one kills the process, only the first one has come closer to its end."""
     guilty, innocent = hold(store, "guilty", 3), hold(store, "innocent", 3)
     inside = threading.Event()
@@ -65,7 +65,7 @@ def test_a_second_suspect_waits_and_its_start_does_not_count(store: RunStore) ->
     assert (inside.is_set(), starts_of(store, innocent)) == (True, 3)
 
 
-def test_runs_beyond_suspicion_pass(store: RunStore) -> None:
+def test_runs_beyond_suspicion_pass(store: WorkStore) -> None:
     """Most runs are begun once, and some twice because of somebody else."""
     with (
         quarantined(hold(store, "suspect", 3), store, 5),
@@ -75,7 +75,7 @@ def test_runs_beyond_suspicion_pass(store: RunStore) -> None:
         pass
 
 
-def test_a_suspect_that_waits_can_be_halted(store: RunStore) -> None:
+def test_a_suspect_that_waits_can_be_halted(store: WorkStore) -> None:
     """It is cancelled, or its worker ends."""
     first, second = hold(store, "first", 3), hold(store, "second", 3)
     second.halt.set(Why.CANCELLED)

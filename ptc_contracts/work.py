@@ -1,0 +1,212 @@
+"""A worker's side of the run record: begin a stage, hold the run, keep what was paid for, move it on."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
+from uuid import uuid4
+
+from ptc_contracts import scripts
+from ptc_contracts.errors import UnreadableBlobError
+from ptc_contracts.keys import (
+    ACTIVE_RUNS,
+    DEAD_RUNS,
+    LANE_PREFIX,
+    SWEEPS,
+    WAITING_PREFIX,
+    checkpoints_key,
+    run_key,
+    usage_key,
+)
+from ptc_contracts.run import LeaseLostError, NotOurs, Run
+from ptc_contracts.runs import (
+    DEAD_TTL_SECONDS,
+    GRACE_MS,
+    OVERDUE_GRACE_MS,
+    SCHEMA_VERSION,
+    RunStore,
+    flat,
+    texts,
+)
+from ptc_contracts.stages import LANES, Stage, Unsent
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from ptc_contracts.progress import ModelCall, Progress
+
+LEASE_MS = 8_000
+"""How long a worker may be silent before its run may move elsewhere."""
+
+SWEEP_MS = 1_000
+"""How often each worker looks for runs that need a message; the first to look does it for all."""
+
+PATIENCE_MS = 4_000
+"""How long a message that has left its queue may take to begin its run; it is given up between one and two of them
+later."""
+
+_TRIES_TO_OPEN = 20
+"""Times a record may turn out to be closed to a worker, whose own key may be the wrong one, before its run ends."""
+
+
+class Sweep(NamedTuple):
+    """What a look at all runs has found."""
+
+    owed: list[Unsent]
+    """Messages that whoever reads this owes."""
+    over: list[str]
+    """Runs that are over and that nobody holds: cancelled, or out of time."""
+
+
+@dataclass
+class WorkStore(RunStore):
+    """What a worker can do with run records, beside what everybody can."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        register = self.redis.register_script
+        self._begin, self._renew = register(scripts.BEGIN), register(scripts.RENEW)
+        self._keep, self._sweep = register(scripts.KEEP), register(scripts.SWEEP)
+        self._hand_over, self._hand_back = register(scripts.HAND_OVER), register(scripts.HAND_BACK)
+        self._count_start = register(scripts.COUNT_START)
+
+    def begin(self, run_id: str, stage: Stage, sending: int, holder: str = "") -> Run | NotOurs:
+        """Take a run to work on one of its stages, as its message of this number asks.
+
+        A holder who missed the answer gets it again under the same name, which nobody else may have.
+        Its first start sets the deadline. A record that cannot be read ends as FAILURE, but one of a newer
+        form is left to newer workers, and one that cannot be opened to workers that may have the right key.
+        """
+        asked_at = time.monotonic()
+        answer = self._begin(
+            keys=[run_key(run_id), ACTIVE_RUNS],
+            args=[run_id, stage.value, sending, LEASE_MS, holder or uuid4().hex, SCHEMA_VERSION],
+        )
+        how = answer[0].decode()
+        if how == "ok":
+            record = dict(zip(texts(answer[2][::2]), answer[2][1::2], strict=True))
+            try:
+                return replace(self.form.read_run(record, int(answer[1])), renewed_at=asked_at)
+            except UnreadableBlobError as error:
+                return self._closed(record, error)
+            except (ValueError, KeyError):
+                return NotOurs(reason="ended", result=self._without(record, "written by another version?"))
+        try:
+            ended = self.form.read_result(run_id, answer[1].decode(), answer[2]) if how == "ended" else None
+        except UnreadableBlobError as error:
+            return NotOurs(reason=f"unreadable: {error}")
+        return NotOurs(reason=how, result=ended)
+
+    def renew(self, held: dict[str, int]) -> list[tuple[str, Literal["lost", "cancelled"]]]:
+        """Extend the leases of these runs (id to fence) in one script; return those whose work must stop."""
+        answer = self._renew(keys=[ACTIVE_RUNS], args=[LEASE_MS, OVERDUE_GRACE_MS, *flat(held)])
+        return [cast("Any", tuple(texts(stop))) for stop in answer]
+
+    def sweep(self, most: int = 500) -> Sweep:
+        """Find the runs that need a message, or their end; at most so many of each kind.
+
+        Their worker fell silent, whoever owed them a message never sent it, or it was sent and lost.
+        """
+        lanes = [
+            key
+            for lane in LANES
+            for key in (LANE_PREFIX + lane.name, WAITING_PREFIX + lane.name, lane.list_key)
+        ]
+        owed, over = self._sweep(
+            keys=[ACTIVE_RUNS, SWEEPS, DEAD_RUNS, *lanes],
+            args=[
+                *(GRACE_MS, most, SWEEP_MS // 2, 3 * SWEEP_MS, LEASE_MS, PATIENCE_MS),
+                DEAD_TTL_SECONDS * 1000,
+            ],
+        )
+        known = {stage.value.encode() for stage in Stage}  # a newer peer may know more
+        return Sweep([_unsent(message) for message in owed if message[1] in known], texts(over))
+
+    def checkpoint(self, run: Run, name: str) -> Any:  # noqa: ANN401 whatever JSON was kept
+        """Return what was kept under this name, None if nothing was."""
+        kept = cast("bytes | None", self.redis.hget(checkpoints_key(run.run_id), name))
+        return None if kept is None else self.form.read_checkpoint(run.run_id, name, kept)
+
+    def keep(self, run: Run, name: str, value: object, calls: Iterable[ModelCall] = ()) -> Any:  # noqa: ANN401
+        """Keep what a stage produced and what it cost; return what is kept: the first writer's.
+
+        Raises:
+            LeaseLostError: value and cost are kept, but the run is somebody else's now.
+            PayloadTooLargeError: the value is larger than PTC_MAX_PAYLOAD_MB.
+        """
+        sealed = self.form.checkpoint(run.run_id, name, value)
+        ours, kept = self._keep(
+            keys=[run_key(run.run_id), checkpoints_key(run.run_id), usage_key(run.run_id)],
+            args=[run.fence, name, sealed, *self._sealed(run, calls)],
+        )
+        if not ours:
+            raise LeaseLostError(run.run_id)
+        return self.form.read_checkpoint(run.run_id, name, kept) if kept else value
+
+    def keep_usage(self, run: Run, calls: Iterable[ModelCall]) -> None:
+        """Keep what calls cost that brought nothing else."""
+        self._keep(
+            keys=[run_key(run.run_id), checkpoints_key(run.run_id), usage_key(run.run_id)],
+            args=[run.fence, "", "", *self._sealed(run, calls)],
+        )
+
+    def count_start(self, run: Run, number: int) -> None:
+        """Add to the times this stage was begun without progress; a start may turn out not to be one yet."""
+        self._count_start(keys=[run_key(run.run_id)], args=[run.fence, number])
+
+    def hand_over(self, run: Run, stage: Stage, progress: Progress) -> Unsent:
+        """Put the run into the next stage, held by nobody; return the message that is owed now.
+
+        Raises:
+            LeaseLostError: the run is somebody else's now.
+            PayloadTooLargeError: the progress is larger than PTC_MAX_PAYLOAD_MB.
+        """
+        return _owed(
+            run,
+            self._hand_over(
+                keys=[run_key(run.run_id), ACTIVE_RUNS],
+                args=[
+                    *(run.run_id, run.fence, GRACE_MS, stage.value),
+                    self.form.progress(run.run_id, stage, progress),
+                    progress.iteration,
+                    self.form.history(progress),
+                ],
+            ),
+        )
+
+    def hand_back(self, run: Run) -> Unsent:
+        """Give the run up where it is, for another worker to begin this stage; return the message owed now.
+
+        Raises:
+            LeaseLostError: the run is somebody else's now.
+        """
+        answer = self._hand_back(
+            keys=[run_key(run.run_id), ACTIVE_RUNS], args=[run.run_id, run.fence, GRACE_MS]
+        )
+        return _owed(run, answer)
+
+    def _closed(self, record: dict[str, bytes], error: UnreadableBlobError) -> NotOurs:
+        """Leave a record that we cannot open to others, for our own key may be the wrong one; but not for ever."""
+        run_id, fence = record["run_id"].decode(), int(record["fence"])
+        tries = self.redis.hincrby(run_key(run_id), "closed", 1)
+        if tries >= _TRIES_TO_OPEN:
+            return NotOurs(reason="ended", result=self._without(record, str(error)))
+        self._hand_back(keys=[run_key(run_id), ACTIVE_RUNS], args=[run_id, fence, GRACE_MS])
+        return NotOurs(reason=f"unreadable: {error}")
+
+    def _sealed(self, run: Run, calls: Iterable[ModelCall]) -> list[Any]:
+        return flat({call.call_id: self.form.call(run.run_id, call) for call in calls})
+
+
+def _unsent(answer: list[Any]) -> Unsent:
+    run_id, stage, key, iteration, sending, priority = answer
+    return Unsent(
+        run_id.decode(), Stage(stage.decode()), key.decode(), int(iteration), int(sending), int(priority)
+    )
+
+
+def _owed(run: Run, answer: list[Any]) -> Unsent:
+    if not answer:
+        raise LeaseLostError(run.run_id)
+    return _unsent(answer)
