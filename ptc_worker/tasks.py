@@ -98,17 +98,7 @@ def _work(run_id: str, sending: int, stage: Stage, step: Callable[[Hold], Step])
     A message whose run is held, elsewhere or gone has done its duty: it is acknowledged and forgotten. What
     an outage of Redis interrupts for too long is taken up again by recovery, once the run's lease has passed.
     """
-    if leases().ending:
-        raise Reject("this worker ends", requeue=True)
-    us = uuid4().hex
-    try:
-        run = _through_outages(lambda: store().begin(run_id, stage, sending, us))
-    except ResponseError:
-        log.exception("run_cannot_be_begun", run=run_id)  # returned, the message would come again at once
-        raise Ignore from None
-    except RedisError as error:
-        log.warning("message_returned", run=run_id, stage=stage.value, error=type(error).__name__)
-        raise Reject(type(error).__name__, requeue=True) from None
+    run = _begun(run_id, sending, stage)
     if isinstance(run, NotOurs):
         tell = log.warning if run.reason.startswith("unreadable") else log.info
         tell("message_ignored", run=run_id, stage=stage.value, reason=run.reason)
@@ -121,6 +111,21 @@ def _work(run_id: str, sending: int, stage: Stage, step: Callable[[Hold], Step])
     if ended is None:
         raise Ignore
     return ended
+
+
+def _begun(run_id: str, sending: int, stage: Stage) -> Run | NotOurs:
+    """Take the run; a worker that ends, or that cannot reach Redis, gives the message back."""
+    if leases().ending:
+        raise Reject("this worker ends", requeue=True)
+    us = uuid4().hex
+    try:
+        return _through_outages(lambda: store().begin(run_id, stage, sending, us))
+    except ResponseError:
+        log.exception("run_cannot_be_begun", run=run_id)  # given back, the message would come again at once
+        raise Ignore from None
+    except RedisError as error:
+        log.warning("message_given_back", run=run_id, stage=stage.value, error=type(error).__name__)
+        raise Reject(type(error).__name__, requeue=True) from None
 
 
 def _held(hold: Hold, step: Callable[[Hold], Step]) -> Ended | None:
