@@ -6,17 +6,18 @@ import json
 import time
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pydantic import TypeAdapter
 
 from ptc_contracts.blobs import Blobs
 from ptc_contracts.errors import PayloadTooLargeError
+from ptc_contracts.keys import cache_key, digest
 from ptc_contracts.plan import PTCExecutionPlan
 from ptc_contracts.progress import IterationNote, ModelCall, Progress
 from ptc_contracts.result import ExecutionStatus, PTCArtifactResult
 from ptc_contracts.run import Run
-from ptc_contracts.stages import Stage
+from ptc_contracts.stages import FRESH, Stage
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -30,6 +31,19 @@ CANCELLED = "cancelled"
 """What the result of a run says that nobody wanted any more."""
 
 
+SCHEMA_VERSION = 1
+"""Form of the run record; raised when a reader of the old form could misread the new one."""
+
+
+class Resumption(NamedTuple):
+    """Where a new run starts that goes on from another one."""
+
+    stage: Stage
+    progress: Progress
+    checkpoints: dict[str, Any]
+    """What the other one paid for: name to JSON."""
+
+
 @dataclass(frozen=True)
 class RecordForm:
     """Seals the parts of a record, each for its own place in it, and opens them again.
@@ -38,6 +52,23 @@ class RecordForm:
     """
 
     blobs: Blobs = field(default_factory=Blobs)
+
+    def new(self, run_id: str, plan: PTCExecutionPlan, start: Resumption) -> dict[str, Any]:
+        """Give the fields of a new run's record, beside those that depend on the server's clock."""
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "run_id": run_id,
+            "key": cache_key(plan),
+            "digest": digest(plan),
+            "plan": self.plan(run_id, plan),
+            "stage": start.stage.value,
+            "progress": self.progress(run_id, start.stage, start.progress),
+            "iteration": start.progress.iteration,
+            "history": self.history(start.progress),
+            "priority": FRESH,
+            "timeout_ms": plan.timeout_seconds * 1000,
+            "max_iterations": plan.max_iterations,
+        }
 
     def plan(self, run_id: str, plan: PTCExecutionPlan) -> bytes:
         """Seal a plan."""

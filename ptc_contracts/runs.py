@@ -10,7 +10,7 @@ from __future__ import annotations
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, NamedTuple, Self, cast
+from typing import TYPE_CHECKING, Any, Self, cast
 
 from redis import Redis
 from redis.backoff import ExponentialBackoff
@@ -43,7 +43,7 @@ from ptc_contracts.keys import (
 )
 from ptc_contracts.plan import CacheStrategy, PTCExecutionPlan
 from ptc_contracts.progress import ModelCall, Progress, conclude
-from ptc_contracts.record import END_FIELDS, RecordForm, end_of
+from ptc_contracts.record import END_FIELDS, RecordForm, Resumption, end_of
 from ptc_contracts.result import ExecutionStatus, PTCArtifactResult
 from ptc_contracts.run import (
     DeadRun,
@@ -61,9 +61,6 @@ if TYPE_CHECKING:
 
     from ptc_contracts.settings import RedisSettings
 
-SCHEMA_VERSION = 1
-"""Form of the run record; raised when a reader of the old form could misread the new one."""
-
 GRACE_MS = 2_000
 """How long the process that owes a run its message may take to send it."""
 
@@ -80,15 +77,6 @@ OVERDUE_GRACE_MS = 10_000
 """How far past its deadline a run must be before a waiting client ends it in a worker's stead."""
 
 _CONFIRM_SECONDS = 2.0
-
-
-class Resumption(NamedTuple):
-    """Where a new run starts that goes on from another one."""
-
-    stage: Stage
-    progress: Progress
-    checkpoints: dict[str, Any]
-    """What the other one paid for: name to JSON."""
 
 
 @dataclass
@@ -146,23 +134,9 @@ class RunStore:
         exclusive = plan.cache_strategy is CacheStrategy.NEVER
         names = [] if exclusive else cache_names(plan)
         attempt = attempt_key(mark, plan.execution_id)
-        form = self.form
-        stage, progress, checkpoints = resume or Resumption(Stage.GENERATE, Progress(), {})
-        record = {
-            "schema_version": SCHEMA_VERSION,
-            "run_id": run_id,
-            "key": key,
-            "digest": mark,
-            "plan": form.plan(run_id, plan),
-            "stage": stage.value,
-            "progress": form.progress(run_id, stage, progress),
-            "iteration": progress.iteration,
-            "history": form.history(progress),
-            "priority": FRESH,
-            "timeout_ms": plan.timeout_seconds * 1000,
-            "max_iterations": plan.max_iterations,
-        }
-        kept = {name: form.checkpoint(run_id, name, value) for name, value in checkpoints.items()}
+        start = resume or Resumption(Stage.GENERATE, Progress(), {})
+        record = self.form.new(run_id, plan, start)
+        kept = {name: self.form.checkpoint(run_id, name, value) for name, value in start.checkpoints.items()}
         while True:
             hit, seen = self._look(plan, names, attempt)
             if hit:
@@ -186,7 +160,7 @@ class RunStore:
                 )
             )
             if how != "look":
-                new = Unsent(run_id, stage, key, progress.iteration, sending=1, priority=FRESH)
+                new = Unsent(run_id, start.stage, key, start.progress.iteration, sending=1, priority=FRESH)
                 return Submission(run_id=found, joined=joined == "1", unsent=new if how == "new" else None)
 
     def _look(

@@ -19,12 +19,12 @@ from ptc_contracts.keys import (
     run_key,
     usage_key,
 )
+from ptc_contracts.record import SCHEMA_VERSION
 from ptc_contracts.run import LeaseLostError, NotOurs, Run
 from ptc_contracts.runs import (
     DEAD_TTL_SECONDS,
     GRACE_MS,
     OVERDUE_GRACE_MS,
-    SCHEMA_VERSION,
     RunStore,
     flat,
     texts,

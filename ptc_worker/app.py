@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from celery.worker.consumer import Consumer
 
+    from ptc_contracts import PTCArtifactResult
     from ptc_contracts.stages import Unsent
 
 log = structlog.get_logger(__name__)
@@ -62,7 +63,7 @@ def _set_up_logging(**_: object) -> None:
 
 @signals.worker_ready.connect
 def _start_beside_the_tasks(sender: Consumer, **_: object) -> None:
-    Recovery(store(), send).start()
+    Recovery(store(), send, tell_celery).start()
     warm_up_beside(settings(), sender.app.amqp.queues.consume_from)
 
 
@@ -112,3 +113,8 @@ def send(owed: Unsent) -> None:
         store().mark_published(owed)
     except Exception as error:  # noqa: BLE001 kombu raises anything while it loses a connection, even AttributeError
         log.warning("message_not_sent", run=owed.run_id, error=type(error).__name__)
+
+
+def tell_celery(run_id: str, result: PTCArtifactResult) -> None:
+    """Store the result of a run that no task ended, for those who follow its `AsyncResult`."""
+    app.backend.store_result(run_id, result.model_dump(mode="json"), "SUCCESS")

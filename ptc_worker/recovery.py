@@ -16,6 +16,7 @@ from ptc_contracts.work import SWEEP_MS
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from ptc_contracts import PTCArtifactResult
     from ptc_contracts.stages import Unsent
     from ptc_contracts.work import WorkStore
 
@@ -25,10 +26,16 @@ log = structlog.get_logger(__name__)
 class Recovery(threading.Thread):
     """Sweeps until the process ends; every worker runs one, and one of them at a time finds work."""
 
-    def __init__(self, store: WorkStore, send: Callable[[Unsent], None]) -> None:
+    def __init__(
+        self,
+        store: WorkStore,
+        send: Callable[[Unsent], None],
+        tell: Callable[[str, PTCArtifactResult], None],
+    ) -> None:
         super().__init__(name="ptc-recovery", daemon=True)
         self._store = store
         self._send = send
+        self._tell = tell
 
     def run(self) -> None:
         """Sweep for as long as the process lives, with one script each time, whatever the number of runs."""
@@ -64,4 +71,5 @@ class Recovery(threading.Thread):
             log.exception("run_cannot_be_ended", run=run_id)  # the next one can
             return
         if result:
+            self._tell(run_id, result)
             log.info("run_ended_unheld", run=run_id, status=result.status.value)

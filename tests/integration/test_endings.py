@@ -12,14 +12,16 @@ from typing import TYPE_CHECKING
 
 import psutil
 import pytest
+from celery import Celery
 from cluster import START_SECONDS
 from support import answer_with
 
 from ptc_contracts import RunNotFinishedError, RunNotFoundError, ServerUnavailableError
 from ptc_contracts.keys import run_key
 from ptc_contracts.run import Departure, Run, RunState
-from ptc_contracts.stages import FRESH, LANES, Lane, Stage
+from ptc_contracts.stages import CELERY_SETTINGS, FRESH, LANES, Lane, Stage
 from ptc_contracts.work import LEASE_MS
+from ptc_worker.llm.replay.faults import Fault
 from roma_bridge import PTC, PlanHandle, submit_plan
 from roma_bridge.embedded import embedded_server
 
@@ -299,6 +301,39 @@ def test_a_worker_ends_though_its_server_stands_still(empty_cluster: Cluster) ->
     empty_cluster.start_worker()
 
     assert handle.get(timeout=START_SECONDS).status == "SUCCESS"
+
+
+def test_a_worker_that_cannot_renew_its_lease_pays_for_nothing_new(empty_cluster: Cluster) -> None:
+    """The run may be somebody else's by now; once the server is back and it is not, the worker goes on."""
+    worker = empty_cluster.start_worker()
+    empty_cluster.replay.latency = LEASE_MS / 1000 + 1
+    empty_cluster.replay.faults.script([Fault.OVERLOADED])
+    handle = empty_cluster.ptc.submit(empty_cluster.record([GREEN]))
+    wait_until(lambda: empty_cluster.replay.stats()["faults"] == 1)
+    server = frozen(empty_cluster)
+    try:
+        wait_until(lambda: "leases_not_renewed" in worker.log.read_text().partition("overloaded")[2])
+        calls = empty_cluster.replay.stats()["calls"]
+    finally:
+        empty_cluster.replay.latency = 0.0
+        server.resume()
+
+    assert calls == 0
+    assert handle.get(timeout=START_SECONDS).status == "SUCCESS"
+    assert empty_cluster.replay.stats()["calls"] == 1
+
+
+def test_a_run_that_a_sweep_ends_has_its_result_in_celery(empty_cluster: Cluster) -> None:
+    """Its message was lost and its time is over: who follows the task sees the end too."""
+    handle = empty_cluster.ptc.submit(empty_cluster.record([GREEN]), expires=0.1)
+    for lane in LANES:
+        empty_cluster.ptc.store.redis.delete(lane.list_key)
+    empty_cluster.start_worker()
+    wait_until(lambda: handle.status().state is RunState.ENDED)
+    app = Celery("somebody", backend=empty_cluster.settings.celery_url, set_as_current=False)
+    app.conf.update(CELERY_SETTINGS)
+
+    assert app.AsyncResult(handle.run_id).get(timeout=START_SECONDS)["status"] == "TIMEOUT"
 
 
 def test_the_command_waits_for_a_server_that_stands_still(empty_cluster: Cluster, tmp_path: Path) -> None:
