@@ -272,7 +272,7 @@ def test_a_queue_that_waits_gets_no_duplicates(empty_cluster: Cluster) -> None:
     sweeps = "ptc:sweeps"
     store = empty_cluster.ptc.store
     since = int(store.redis.hget(sweeps, "last") or 0)
-    wait_until(lambda: int(store.redis.hget(sweeps, "last") or 0) > since + 3 * LEASE_MS)
+    wait_until(lambda: int(store.redis.hget(sweeps, "last") or 0) > since + 2 * LEASE_MS)
     messages = store.redis.llen(Lane(Stage.GENERATE, FRESH).list_key)
 
     assert (messages, len(waiting)) == (50, 50)
