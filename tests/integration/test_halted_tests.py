@@ -19,7 +19,6 @@ from ptc_worker.environments import environment
 from ptc_worker.filetypes import artifact
 from ptc_worker.halt import Halt, HaltedError, Why
 from ptc_worker.runner import run_tests
-from ptc_worker.sandbox import open_sandbox
 from ptc_worker.sandbox.protocol import Sandbox, SandboxError
 from ptc_worker.settings import WorkerSettings
 
@@ -43,17 +42,6 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> WorkerSettings:
     return WorkerSettings(
         ptc_cache_dir=tmp_path_factory.mktemp("cache"), ptc_test_timeout=60, ptc_sandbox_concurrency=1
     )
-
-
-@pytest.fixture(params=["namespaces", "process"])
-def box(settings: WorkerSettings, request: pytest.FixtureRequest) -> Iterator[Sandbox]:
-    """A started sandbox: the best that this system offers, and what is left where it refuses namespaces."""
-    with open_sandbox(settings, read_only=[]) as started:
-        if request.param == "process":
-            started.isolation = "process"
-        elif started.isolation != "namespaces":
-            pytest.skip("this system refuses namespaces, and results say so")
-        yield started
 
 
 @pytest.fixture

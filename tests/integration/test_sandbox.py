@@ -24,8 +24,6 @@ from ptc_worker.sandbox.protocol import Sandbox, SandboxError
 from ptc_worker.settings import WorkerSettings
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from ptc_contracts.progress import Verdict
 
 
@@ -33,17 +31,6 @@ if TYPE_CHECKING:
 def settings(tmp_path_factory: pytest.TempPathFactory) -> WorkerSettings:
     """Settings with an environment folder of these tests, and a short limit for tests that hang."""
     return WorkerSettings(ptc_cache_dir=tmp_path_factory.mktemp("cache"), ptc_test_timeout=5)
-
-
-@pytest.fixture(params=["namespaces", "process"])
-def box(settings: WorkerSettings, request: pytest.FixtureRequest) -> Iterator[Sandbox]:
-    """A started sandbox: the best that this system offers, and what is left where it refuses namespaces."""
-    with open_sandbox(settings, read_only=[]) as started:
-        if request.param == "process":
-            started.isolation = "process"
-        elif started.isolation != "namespaces":
-            pytest.skip("this system refuses namespaces, and results say so")
-        yield started
 
 
 def shell(box: Sandbox, script: str, *, timeout: float = 20, **env: str) -> tuple[int, str]:
