@@ -26,6 +26,7 @@ class Outcome(str, Enum):
     USAGE_ERROR = "usage_error"
     TIMEOUT = "timeout"
     CRASHED = "crashed"
+    OUT_OF_MEMORY = "out_of_memory"
     OUTPUT_LIMIT = "output_limit"
     TAMPERED = "tampered"
     MISSING_DEPENDENCY = "missing_dependency"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import compileall
 import fcntl
 import hashlib
 import json
@@ -13,7 +14,8 @@ import subprocess
 import sys
 import time
 from contextlib import contextmanager, suppress
-from functools import partial
+from functools import cache, partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import structlog
@@ -21,7 +23,6 @@ from uv import find_uv_bin
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
-    from pathlib import Path
 
     from ptc_worker.halt import Halt
 
@@ -30,6 +31,7 @@ log = structlog.get_logger(__name__)
 BASE_REQUIREMENTS = ("pytest>=9,<10", "pytest-asyncio>=1,<2")
 """What every environment holds: the runner of the tests."""
 
+_INSIDE = Path(__file__).with_name("sandbox") / "inside"
 _READY = "ptc-ready"
 _MAX_REASON = 1500
 
@@ -50,7 +52,7 @@ def environment(cache_dir: Path, requirements: Sequence[str], timeout: float, ha
         HaltedError: the work must stop; whoever waits for the same set installs it then.
     """
     wanted = sorted({*BASE_REQUIREMENTS, *requirements})
-    recipe = json.dumps([platform.python_version(), sys.base_prefix, wanted])
+    recipe = json.dumps([platform.python_version(), sys.base_prefix, wanted, _inside_digest()])
     folder = cache_dir / "environments" / hashlib.sha256(recipe.encode()).hexdigest()[:24]
     if (folder / _READY).exists():
         return folder
@@ -68,8 +70,23 @@ def environment(cache_dir: Path, requirements: Sequence[str], timeout: float, ha
             options = ("--quiet", "--python", python, "--only-binary", ":all:", "--compile-bytecode")
             # Copies, not links: what is mounted into a sandbox must not be the installer's own cache.
             _uv(cache_dir, deadline, halt, "pip", "install", *options, "--link-mode", "copy", "--", *wanted)
+            _copy_inside(folder)
             (folder / _READY).touch()
     return folder
+
+
+def _copy_inside(folder: Path) -> None:
+    """Give an environment what runs inside sandboxes, compiled like everything else in it."""
+    (site_packages,) = folder.glob("lib/python*/site-packages")
+    target = site_packages / "ptc_inside"
+    shutil.copytree(_INSIDE, target, ignore=shutil.ignore_patterns("__pycache__"))
+    compileall.compile_dir(target, quiet=2)
+
+
+@cache
+def _inside_digest() -> str:
+    sources = sorted(_INSIDE.glob("*.py"))
+    return hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()
 
 
 def _uv(cache_dir: Path, deadline: float, halt: Halt, *arguments: str) -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import structlog
 
 from ptc_worker.environments import environment
-from ptc_worker.sandbox import open_sandbox, pytest_report_source
+from ptc_worker.sandbox import open_sandbox
 from ptc_worker.sandbox.protocol import SandboxError
 from ptc_worker.verdict import EventLog, judge
 
@@ -27,8 +27,7 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
-PLUGIN = "ptc_pytest_report"
-_EVENTS_LIMIT = 32 * 2**20
+PLUGIN = "ptc_inside.pytest_report"
 _SANDBOX_TRIES = 2
 _LOOK_SECONDS = 0.2
 
@@ -82,14 +81,14 @@ def _run_once(
     ]
     with open_sandbox(settings, read_only=[str(folder)]) as box, halt.calling(box.stop):
         box.write({f"project/{file.file_path}": file.content.encode() for file in files})
-        box.write({f"ptc/{PLUGIN}.py": pytest_report_source(), "ptc/key": key, "home/.keep": b""})
+        box.write({"ptc/key": key, "home/.keep": b""})
         ran = box.exec(
             command,
             env={
                 "PATH": f"{folder}/bin:/usr/bin:/bin",
                 "HOME": f"{box.root}/home",
                 "LANG": "C.UTF-8",
-                "PYTHONPATH": f"{box.root}/ptc",
+                "PTC_KEY": f"{box.root}/ptc/key",
                 "PYTHONDONTWRITEBYTECODE": "1",
                 "PYTHONHASHSEED": "0",
                 "OPENBLAS_NUM_THREADS": "1",
@@ -98,8 +97,7 @@ def _run_once(
             cwd="project",
             timeout=seconds,
         )
-        events = EventLog.parse(box.read("ptc/events", _EVENTS_LIMIT) or b"", key)
-        verdict = judge(ran, events, "python " + " ".join(command[1:]))
+        verdict = judge(ran, EventLog.parse(ran.events, key), "python " + " ".join(command[1:]))
         log.info("tests_ran", outcome=verdict.outcome.value, seconds=round(ran.duration_seconds, 2))
         return verdict, box.isolation
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
-from functools import cache
 from importlib import import_module
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -37,9 +35,3 @@ def open_sandbox(settings: WorkerSettings, read_only: Sequence[str]) -> Iterator
         yield box
     finally:
         box.destroy()
-
-
-@cache
-def pytest_report_source() -> bytes:
-    """Read the source of the reporting plugin, which is written into every sandbox."""
-    return Path(__file__).with_name("pytest_report.py").read_bytes()

@@ -13,7 +13,7 @@ import tempfile
 import threading
 import time
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -32,6 +32,9 @@ log = structlog.get_logger(__name__)
 
 OUTPUT_LIMIT = 4 * 2**20
 """Bytes a command may write to its two streams together before it is ended."""
+
+EVENTS_LIMIT = 32 * 2**20
+"""Bytes of events that a command may write before it is ended."""
 
 FILE_LIMIT = 64 * 2**20
 """Bytes one file in the sandbox may grow to."""
@@ -110,10 +113,10 @@ class LocalSandbox:
     def exec(self, command: Sequence[str], *, env: Mapping[str, str], cwd: str, timeout: float) -> ExecResult:
         """Run a command below a supervisor of its own, which leaves nothing of it alive."""
         with self._stoppable() as lifeline:
-            return _supervised(
+            ran = _supervised(
                 lifeline,
                 command=list(command),
-                env=dict(env),
+                env={**env, "PTC_EVENTS": f"{self.root}/.events"},
                 cwd=str(self._home / cwd),
                 timeout=timeout,
                 namespaces=self.isolation == "namespaces",
@@ -129,6 +132,7 @@ class LocalSandbox:
                     "RLIMIT_CPU": max(1, round(timeout) + 1),
                 },
             )
+        return replace(ran, events=self.read(".events", EVENTS_LIMIT) or b"")
 
     def stop(self) -> None:
         """End what runs, by its supervisor; refuse what would run."""

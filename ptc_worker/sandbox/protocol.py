@@ -13,6 +13,10 @@ class SandboxError(Exception):
     """The sandbox itself failed; nothing is known about the program that was to run in it."""
 
 
+class IsolationRefusedError(SandboxError):
+    """There is nothing here that would keep a program in; another try would end the same way."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class ExecResult:
     """How a command ended. A failing command is a value, not an exception."""
@@ -29,6 +33,10 @@ class ExecResult:
     """Whether it was ended because its time was over."""
     output_limited: bool = False
     """Whether it was ended because it wrote too much."""
+    out_of_memory: bool = False
+    """Whether it was ended because it, its children and its files held too much memory."""
+    events: bytes = b""
+    """What it wrote to where its `PTC_EVENTS` pointed, up to the limit."""
 
 
 class Sandbox(Protocol):
@@ -55,7 +63,8 @@ class Sandbox(Protocol):
     def exec(self, command: Sequence[str], *, env: Mapping[str, str], cwd: str, timeout: float) -> ExecResult:
         """Run a command with this environment and no other, for at most `timeout` seconds.
 
-        Nothing it started is alive when this returns or raises.
+        Beside `env` it finds `PTC_EVENTS`: a file, or `fd:N` for an open descriptor, to which it may write what
+        `ExecResult.events` returns. Nothing it started is alive when this returns or raises.
 
         Raises:
             SandboxError: it could not be run, or the sandbox was stopped, before or meanwhile.

@@ -3,6 +3,10 @@
 It runs inside the sandbox, beside the project's own code. Each line carries a MAC chained to the line before,
 under a key that is read once and removed before any project code is loaded, so that a line which is forged,
 changed or dropped shows; a log that stops early lacks its end.
+
+`PTC_KEY` names the file with the key; `PTC_EVENTS` the file for the log, or `fd:N` for an open descriptor.
+
+PYTEST_DONT_REWRITE: it may be loaded before pytest starts.
 """
 
 from __future__ import annotations
@@ -27,13 +31,15 @@ MAX_TEXT = 6000
 class Log:
     """An append-only file of chained lines."""
 
-    def __init__(self, home: str) -> None:
-        key_file = os.path.join(home, "key")
+    def __init__(self, key_file: str, events: str) -> None:
         with open(key_file, "rb") as file:
             self._key = file.read()
         os.unlink(key_file)
         self._mac = ""
-        self._fd = os.open(os.path.join(home, "events"), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        kind, _, number = events.partition(":")
+        self._fd = (
+            int(number) if kind == "fd" else os.open(events, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        )
 
     def add(self, kind: str, **facts: object) -> None:
         """Write one event at once, so that a crash loses none."""
@@ -97,4 +103,6 @@ def trimmed(text: str) -> str:
 @pytest.hookimpl(tryfirst=True)
 def pytest_load_initial_conftests(early_config: pytest.Config) -> None:
     """Start reporting: the last moment before code of the project is loaded."""
-    early_config.pluginmanager.register(Reporter(Log(os.path.dirname(__file__))), "ptc-reporter")
+    early_config.pluginmanager.register(
+        Reporter(Log(os.environ.pop("PTC_KEY"), os.environ.pop("PTC_EVENTS"))), "ptc-reporter"
+    )
