@@ -74,12 +74,12 @@ def _run_once(
     asyncio = any("asyncio" in file.content for file in files if file.file_path.endswith(".py"))
     plugins = any(line.startswith("pytest-") for line in _distributions(folder))
     command = [
-        *(python, "-P", "-m", "pytest", "-q", "--tb=short", "--color=no"),
+        *(python, "-P", "-B", "-m", "pytest", "-q", "--tb=short", "--color=no"),
         *("-p", "no:cacheprovider", "-p", PLUGIN, "--import-mode=importlib", "--rootdir=."),
         *(("-p", "pytest_asyncio.plugin") if asyncio and not plugins else ()),
         *("-o", "addopts=", "-o", "pythonpath=src . tests"),
     ]
-    with open_sandbox(settings, read_only=[str(folder)]) as box, halt.calling(box.stop):
+    with open_sandbox(settings, folder) as box, halt.calling(box.stop):
         box.write({f"project/{file.file_path}": file.content.encode() for file in files})
         box.write({"ptc/key": key, "home/.keep": b""})
         ran = box.exec(

@@ -38,7 +38,9 @@ class ProviderSettings:
 class WorkerSettings(BaseSettings):
     """What a worker can be told; every variable is optional."""
 
-    model_config = SettingsConfigDict(extra="ignore", env_ignore_empty=True, use_attribute_docstrings=True)
+    model_config = SettingsConfigDict(
+        extra="ignore", env_ignore_empty=True, frozen=True, use_attribute_docstrings=True
+    )
 
     anthropic_api_key: SecretStr | None = None
     """Key for Claude."""
@@ -70,8 +72,16 @@ class WorkerSettings(BaseSettings):
     """Where tests run."""
     ptc_sandbox_concurrency: int = Field(default_factory=lambda: os.cpu_count() or 1, ge=1)
     """Most sandboxes at a time in one worker; the number of cores unless set."""
-    ptc_sandbox_memory_mb: int = Field(default=1024, ge=64)
-    """Address space of each process in a sandbox, in MiB."""
+    ptc_sandbox_memory_mb: int = Field(default=1024, ge=128)
+    """Memory of one sandbox in MiB: all its processes and files together, and the address space of each process."""
+    ptc_sandbox_disk_mb: int = Field(default=256, ge=16)
+    """What a project may write in one run of its tests, in MiB; it is kept in memory where there is bubblewrap."""
+    ptc_sandbox_isolation: Literal["auto", "bubblewrap", "landlock", "none"] = "auto"
+    """What keeps generated code in; `auto` takes bubblewrap, or Landlock where namespaces are refused."""
+    ptc_sandbox_allow_unisolated: bool = False
+    """Whether generated code may run where nothing keeps it in: it can then do what the worker can."""
+    ptc_sandbox_pool: int = Field(default=2, ge=0)
+    """Sandboxes a worker prepares ahead, each used once; about 50 MiB of memory each."""
     ptc_test_timeout: float = Field(default=120.0, gt=0)
     """Most seconds one run of the tests may take; the plan's deadline bounds it too."""
     ptc_allowed_dependencies: Annotated[frozenset[str] | None, NoDecode] = None

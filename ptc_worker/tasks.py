@@ -323,10 +323,10 @@ def _facts(answer: Answer) -> dict[str, str]:
 
 
 def _isolation_warnings(isolation: str) -> list[str]:
-    return [_UNISOLATED] if isolation == "process" else []
+    return [_UNISOLATED] if isolation == "none" else []
 
 
 _UNISOLATED = (
-    "the tests ran without namespaces: limited and cleaned up, but able to read this worker's files and, where it "
-    "has no user of its own, its environment, and to use its network"
+    "the tests ran without isolation (PTC_SANDBOX_ALLOW_UNISOLATED): limited and cleaned up, but able to read this "
+    "worker's files and, where it has no user of its own, its environment, and to use its network"
 )

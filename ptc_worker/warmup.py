@@ -12,7 +12,8 @@ from ptc_contracts.stages import Stage
 from ptc_worker.environments import InstallError, environment
 from ptc_worker.halt import Halt
 from ptc_worker.providers import open_configured
-from ptc_worker.sandbox import probe
+from ptc_worker.sandbox import prepare_sandboxes
+from ptc_worker.sandbox.protocol import SandboxError
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -36,11 +37,13 @@ def warm_up(settings: WorkerSettings, queues: Collection[str]) -> None:
         names = [name.value for name in LLMProvider if open_configured(name, settings) is not None]
         log.info("providers_ready", configured=names)
     if Stage.SANDBOX.value in queues:
-        log.info("sandbox_ready", isolation=probe(settings))
         try:
-            environment(settings.ptc_cache_dir, (), _INSTALL_SECONDS, Halt())
+            base = environment(settings.ptc_cache_dir, (), _INSTALL_SECONDS, Halt())
+            log.info("sandbox_ready", isolation=prepare_sandboxes(settings, base))
         except (InstallError, TimeoutError) as error:
             log.warning("base_environment_not_ready", reason=str(error))
+        except SandboxError as error:
+            log.error("no_sandbox", reason=str(error))  # noqa: TRY400 the message is the whole story
 
 
 def warm_up_beside(settings: WorkerSettings, queues: Collection[str]) -> None:

@@ -1,4 +1,4 @@
-"""A sandbox on this machine: namespaces where the system allows them, limits and a reaper in any case."""
+"""A sandbox on this machine: an agent behind bubblewrap or Landlock, and the worker's end of the line to it."""
 
 from __future__ import annotations
 
@@ -6,25 +6,28 @@ import json
 import os
 import secrets
 import selectors
-import stat
+import signal
+import socket
+import struct
 import subprocess
-import sys
-import tempfile
 import threading
 import time
-from contextlib import contextmanager
-from dataclasses import asdict, replace
-from functools import cache
+from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+import psutil
 import structlog
 
-from ptc_worker.sandbox import supervise
-from ptc_worker.sandbox.protocol import ExecResult, SandboxError
+from ptc_worker.sandbox import leftovers, seccomp, tiers
+from ptc_worker.sandbox.inside.agent import EVENTS_FD, Spec
+from ptc_worker.sandbox.inside.confine import Walls
+from ptc_worker.sandbox.protocol import ExecResult, SandboxError, SandboxLostError
+from ptc_worker.sandbox.spawner import spawner
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from ptc_worker.settings import WorkerSettings
 
@@ -40,277 +43,392 @@ FILE_LIMIT = 64 * 2**20
 """Bytes one file in the sandbox may grow to."""
 
 PROCESS_LIMIT = 128
-"""Processes and threads of one sandbox's user."""
+"""Processes and threads of one sandbox."""
 
-_SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib64", "/etc/ld.so.cache", "/etc/alternatives")
-_DRAIN_SECONDS = 5.0
-
-
-class NamespacesRefusedError(SandboxError):
-    """The system does not let us make namespaces."""
+_DESCRIPTORS = 512
+_HEADER = struct.Struct("!I")
+_ANSWER_SECONDS = 30.0
+_END_SECONDS = 5.0
+_CHUNK = 2**16
 
 
 class LocalSandbox:
-    """One directory under the temporary one, and the processes that run in it."""
+    """One agent, and the place that it serves: in memory behind bubblewrap, else a directory of ours."""
 
-    def __init__(self, settings: WorkerSettings, read_only: Sequence[str]) -> None:
+    def __init__(self, settings: WorkerSettings, environment: Path, *, preload: bool = True) -> None:
+        self.isolation: str = tiers.isolation(settings)
+        self.environment = environment
+        self._settings = settings
+        self._preload = preload
         self._memory = settings.ptc_sandbox_memory_mb * 2**20
-        self._read_only = [*_SYSTEM, sys.base_prefix, *read_only]
-        self._uid = 1_000_000 + secrets.randbelow(1_000_000) if os.getuid() == 0 else None
-        self._parent: Path | None = None
-        self._lifelines: set[_Lifeline] = set()
-        self._stopped = False
-        self._stopping = threading.Lock()
-        self.isolation = isolation()
+        self._disk = settings.ptc_sandbox_disk_mb * 2**20
+        self._folder: Path | None = None
+        self._process: subprocess.Popen[bytes] | None = None
+        self._socket: socket.socket | None = None
+        self._state = threading.Lock()
+        self._over = ""
 
     @property
     def root(self) -> str:
-        """The sandbox's directory."""
-        return str(self._home)
+        """The sandbox's directory as programs inside see it."""
+        return tiers.ROOT if self.isolation == "bubblewrap" else str(self._place / "box")
 
     @property
-    def _home(self) -> Path:
-        if self._parent is None:
-            raise SandboxError("the sandbox is not there: not started, or destroyed")
-        return self._parent / "box"
+    def _place(self) -> Path:
+        if self._folder is None:
+            raise SandboxError(self._over or "the sandbox was not started")
+        return self._folder
+
+    @property
+    def running(self) -> bool:
+        """Whether its agent is alive."""
+        return self._process is not None and self._process.poll() is None and not self._over
+
+    # ── life ───────────────────────────────────────────────────────────────────────────────────────────────
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.destroy()
 
     def start(self) -> None:
-        """Make the directory, in one of ours: what runs inside cannot rename its own away."""
+        """Start the agent, if that was not done; it is not waited for."""
+        self._refuse_if_over()
+        if self._process is not None:
+            return
+        ours, theirs = socket.socketpair()
         try:
-            self._parent = Path(tempfile.mkdtemp(prefix="ptc-sandbox-")).resolve()
-            self._parent.chmod(0o711)
-            self._home.mkdir(mode=0o755)
-            self._own(self._home)
+            if self.isolation == "bubblewrap":
+                process = self._start_bubblewrap(theirs.fileno())
+            else:
+                process = self._start_walled(theirs.fileno())
         except OSError as error:
-            raise SandboxError(f"no sandbox directory: {error}") from error
+            ours.close()
+            raise SandboxError(f"no sandbox: {error}") from error
+        finally:
+            theirs.close()
+        ours.settimeout(_ANSWER_SECONDS)
+        with self._state:
+            self._process, self._socket = process, ours
+
+    def _start_bubblewrap(self, control: int) -> subprocess.Popen[bytes]:
+        argv, paths = tiers.bubblewrap([str(self.environment)], disk=self._disk)
+        filter_fd = seccomp.reader(seccomp.Rules(network=True, own_files=True))
+        spec = self._spec(control, namespaces=True, temporary=list(tiers.TEMPORARY))
+
+        def start() -> subprocess.Popen[bytes]:
+            spawner().show(self.environment.parent if path == self.environment else path for path in paths)
+            return subprocess.Popen(  # type: ignore[call-overload,no-any-return]  # noqa: S603 our own program
+                [*argv, "--seccomp", str(filter_fd), "--", *self._agent(spec)],
+                pass_fds=(control, filter_fd),
+                **_streams(),
+                **tiers.as_user(self._new_uid()),
+            )
+
+        try:
+            return spawner().do(start)
+        finally:
+            os.close(filter_fd)
+
+    def _start_walled(self, control: int) -> subprocess.Popen[bytes]:
+        uid = self._new_uid() if os.geteuid() == 0 else None
+        self._folder = leftovers.new_folder()
+        box = self._folder / "box"
+        box.mkdir(mode=0o755)
+        if uid is not None:
+            os.chown(box, uid, uid)
+        isolated = self.isolation == "landlock"
+        readable = [*tiers.readable([str(self.environment)])]
+        walls = Walls(
+            uid=uid,
+            seccomp=seccomp.program(seccomp.Rules(network=False, own_files=uid is not None)).hex()
+            if isolated
+            else "",
+            landlock=isolated,
+            readable=readable,
+            writable=[str(box)],
+        )
+        spec = self._spec(control, namespaces=False, walls=walls)
+
+        def start() -> subprocess.Popen[bytes]:
+            if uid is not None:
+                spawner().show([self.environment.parent, *map(Path, readable), self._place])
+            return subprocess.Popen(  # noqa: S603 our own program
+                self._agent(spec),
+                pass_fds=(control,),
+                env={"LANG": "C.UTF-8", "PYTHONHASHSEED": "0"},
+                start_new_session=True,
+                **_streams(),
+            )
+
+        return spawner().do(start)
+
+    def _spec(self, control: int, *, namespaces: bool, **more: Any) -> Spec:  # noqa: ANN401 fields of Spec
+        return Spec(
+            control=control,
+            root=self.root,
+            memory=self._memory,
+            disk=self._disk,
+            processes=PROCESS_LIMIT,
+            namespaces=namespaces,
+            preload=self._preload,
+            **more,
+        )
+
+    def _agent(self, spec: Spec) -> list[str]:
+        python = str(self.environment / "bin" / "python")
+        return [python, "-P", "-B", "-m", "ptc_inside.agent", json.dumps(asdict(spec))]
+
+    @staticmethod
+    def _new_uid() -> int:
+        return tiers.FIRST_UID + 1 + secrets.randbelow(1_000_000)
+
+    def stop(self) -> None:
+        """Let the agent end, and with it all that it has started."""
+        self._end("the sandbox was stopped")
+
+    def destroy(self) -> None:
+        """End the agent and remove what there is on the host."""
+        self._end("the sandbox is not there any more")
+        self._wait_for_the_end()
+        with self._state:
+            if self._socket is not None:
+                self._socket.close()
+            if self._process is not None and self._process.stderr is not None:
+                self._process.stderr.close()
+        if self._folder is not None:
+            leftovers.remove(self._folder)
+            self._folder = None
+
+    def _end(self, why: str) -> None:
+        """Let the line go dead: the agent ends at once then, and nothing that it started outlives it."""
+        with self._state:
+            self._over = self._over or why
+            if self._socket is not None:
+                with suppress(OSError):
+                    self._socket.shutdown(socket.SHUT_RDWR)
+
+    def _wait_for_the_end(self) -> None:
+        """Return when the agent is gone; one that does not go is killed."""
+        with self._state:
+            if self._process is None or self._process.returncode is not None:
+                return
+            try:
+                self._process.wait(_END_SECONDS)
+            except subprocess.TimeoutExpired:
+                log.warning("agent_killed", isolation=self.isolation)
+                self._kill()
+
+    def _kill(self) -> None:
+        """Kill an agent that what it runs has brought to a standstill."""
+        assert self._process is not None  # noqa: S101 who calls has looked
+        family = psutil.Process(self._process.pid).children()  # behind bubblewrap: process 1 of the namespace
+        self._process.kill()
+        self._process.wait()
+        psutil.wait_procs(family, _END_SECONDS)
+
+    # ── files ──────────────────────────────────────────────────────────────────────────────────────────────
 
     def write(self, files: Mapping[str, bytes]) -> None:
         """Write files below the root, making the directories they need."""
-        home = self._home
-        try:
-            for path, content in files.items():
-                target = home / path
-                for parent in reversed(target.relative_to(home).parents[:-1]):
-                    if not (home / parent).is_dir():
-                        (home / parent).mkdir(mode=0o755)
-                        self._own(home / parent)
-                flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW
-                with os.fdopen(os.open(target, flags, 0o644), "wb") as file:
-                    file.write(content)
-                self._own(target)
-        except (OSError, ValueError) as error:
-            raise SandboxError(f"a file cannot be written: {error}") from error
+        sizes = [(path, len(content)) for path, content in files.items()]
+        self._ask({"op": "write", "files": sizes}, b"".join(files.values()), what="a file cannot be written")
 
     def read(self, path: str, limit: int) -> bytes | None:
         """Read the start of a regular file; links, devices and directories are not there."""
-        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
-        try:
-            with os.fdopen(os.open(self._home / path, flags), "rb") as file:
-                return file.read(limit) if stat.S_ISREG(os.fstat(file.fileno()).st_mode) else None
-        except OSError:
-            return None
+        facts, content = self._ask({"op": "read", "path": path, "limit": limit}, what="a file cannot be read")
+        return content if facts["found"] else None
+
+    # ── commands ───────────────────────────────────────────────────────────────────────────────────────────
 
     def exec(self, command: Sequence[str], *, env: Mapping[str, str], cwd: str, timeout: float) -> ExecResult:
-        """Run a command below a supervisor of its own, which leaves nothing of it alive."""
-        with self._stoppable() as lifeline:
-            ran = _supervised(
-                lifeline,
-                command=list(command),
-                env={**env, "PTC_EVENTS": f"{self.root}/.events"},
-                cwd=str(self._home / cwd),
-                timeout=timeout,
-                namespaces=self.isolation == "namespaces",
-                read_only=self._read_only,
-                writable=self.root,
-                uid=self._uid,
-                limits={
-                    "RLIMIT_AS": self._memory,
-                    "RLIMIT_FSIZE": FILE_LIMIT,
-                    "RLIMIT_NPROC": PROCESS_LIMIT,
-                    "RLIMIT_NOFILE": 512,
-                    "RLIMIT_CORE": 0,
-                    "RLIMIT_CPU": max(1, round(timeout) + 1),
-                },
+        """Let the agent run a command; read what it writes, until it ends or must end."""
+        request = {
+            "op": "exec",
+            "command": list(command),
+            "env": {**env, "PTC_EVENTS": f"fd:{EVENTS_FD}"},
+            "cwd": cwd,
+            "limits": {
+                "RLIMIT_AS": self._memory,
+                "RLIMIT_FSIZE": min(FILE_LIMIT, self._disk),
+                "RLIMIT_NOFILE": _DESCRIPTORS,
+                "RLIMIT_CORE": 0,
+                "RLIMIT_CPU": max(1, round(timeout) + 1),
+                **({"RLIMIT_NPROC": PROCESS_LIMIT} if self._has_processes_of_its_own else {}),
+            },
+        }
+        with _Streams() as streams:
+            self._ask(request, what="the command cannot be run", descriptors=streams.far)
+            streams.close_far()
+            started = time.monotonic()
+            ended = self._follow(streams, started + timeout)
+            if self._over:
+                self._wait_for_the_end()
+                self._refuse_if_over()
+            result = ExecResult(
+                exit_code=ended["status"],
+                stdout=streams.text(0),
+                stderr=streams.text(1),
+                events=streams.text(2),
+                duration_seconds=time.monotonic() - started,
+                timed_out=ended["why"] == "time",
+                output_limited=ended["why"] in {"output", "disk"},
+                out_of_memory=ended["why"] == "memory",
             )
-        return replace(ran, events=self.read(".events", EVENTS_LIMIT) or b"")
+            if ended["why"] == "lost":
+                raise SandboxLostError("the sandbox died under the command", result)
+            return result
 
-    def stop(self) -> None:
-        """End what runs, by its supervisor; refuse what would run."""
-        with self._stopping:
-            self._stopped = True
-            for lifeline in self._lifelines:
-                lifeline.cut()
+    @property
+    def _has_processes_of_its_own(self) -> bool:
+        """Whether the kernel counts the sandbox's processes apart from those of the worker's user."""
+        return self.isolation == "bubblewrap" or os.geteuid() == 0
 
-    def destroy(self) -> None:
-        """Remove the directory, however deep it is and whatever rights were taken away in it."""
-        self.stop()
-        if self._parent is not None:
-            _remove(self._parent)
-            self._parent = None
+    def _follow(self, streams: _Streams, deadline: float) -> dict[str, Any]:
+        """Read the streams until the agent tells of the end; tell it to make one when time or room is over."""
+        assert self._socket is not None  # noqa: S101 the request went through it
+        why = ""
+        with selectors.DefaultSelector() as selector:
+            selector.register(self._socket, selectors.EVENT_READ)
+            for stream in streams.near:
+                selector.register(stream, selectors.EVENT_READ)
+            while True:
+                ready = [key.fileobj for key, _ in selector.select(max(0.0, deadline - time.monotonic()))]
+                for stream in streams.near:
+                    if stream in ready and streams.take(stream):
+                        selector.unregister(stream)
+                if self._socket in ready:
+                    break
+                verdict = "output" if streams.full else "time" if time.monotonic() >= deadline else ""
+                if verdict and why:
+                    with self._state:
+                        self._kill()
+                    break
+                if verdict:
+                    why = verdict
+                    self._send({"op": "stop"})
+                    deadline = time.monotonic() + _END_SECONDS
+                    for stream in set(streams.near) & set(selector.get_map()):
+                        selector.unregister(stream)
+        streams.drain()
+        try:
+            facts, _ = self._receive()
+        except (OSError, EOFError):
+            return {"status": -signal.SIGKILL, "why": why or "lost"}
+        return {**facts, "why": why or facts["why"]}
 
-    @contextmanager
-    def _stoppable(self) -> Iterator[_Lifeline]:
-        """Let `stop` end what runs in the block, which is no result then."""
-        with _Lifeline() as lifeline:
-            with self._stopping:
-                self._refuse_if_stopped()
-                self._lifelines.add(lifeline)
-            try:
-                yield lifeline
-            finally:
-                with self._stopping:
-                    self._lifelines.remove(lifeline)
-            self._refuse_if_stopped()
+    # ── the line to the agent ──────────────────────────────────────────────────────────────────────────────
 
-    def _refuse_if_stopped(self) -> None:
-        if self._stopped:
-            raise SandboxError("the sandbox was stopped")
+    def _ask(
+        self, request: dict[str, Any], content: bytes = b"", *, what: str, descriptors: Sequence[int] = ()
+    ) -> tuple[dict[str, Any], bytes]:
+        self._refuse_if_over()
+        if self._socket is None:
+            raise SandboxError("the sandbox was not started")
+        try:
+            self._send(request, content, descriptors)
+            facts, answer = self._receive()
+        except (OSError, EOFError) as error:
+            self._refuse_if_over()
+            raise SandboxError(f"{what}: {self._last_words() or error}") from error
+        if "error" in facts:
+            raise SandboxError(f"{what}: {facts['error']}")
+        return facts, answer
 
-    def _own(self, path: Path) -> None:
-        if self._uid is not None:
-            os.chown(path, self._uid, self._uid, follow_symlinks=False)
+    def _send(self, request: dict[str, Any], content: bytes = b"", descriptors: Sequence[int] = ()) -> None:
+        assert self._socket is not None  # noqa: S101 `_ask` has looked
+        text = json.dumps(request).encode()
+        if descriptors:
+            socket.send_fds(self._socket, [_HEADER.pack(len(text))], list(descriptors))
+        else:
+            self._socket.sendall(_HEADER.pack(len(text)))
+        self._socket.sendall(text + content)
+
+    def _receive(self) -> tuple[dict[str, Any], bytes]:
+        facts: dict[str, Any] = json.loads(self._bytes(_HEADER.unpack(self._bytes(_HEADER.size))[0]))
+        return facts, self._bytes(facts["size"])
+
+    def _bytes(self, size: int) -> bytes:
+        assert self._socket is not None  # noqa: S101 `_ask` has looked
+        parts = []
+        while size:
+            part = self._socket.recv(min(size, 2**20))
+            if not part:
+                raise EOFError("the agent has gone")
+            parts.append(part)
+            size -= len(part)
+        return b"".join(parts)
+
+    def _last_words(self) -> str:
+        """Return what an agent, or bubblewrap, said at its end."""
+        process = self._process
+        if process is None or process.stderr is None:
+            return ""
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(1)
+        os.set_blocking(process.stderr.fileno(), False)
+        return (process.stderr.read() or b"").decode(errors="replace").strip()[-2000:]
+
+    def _refuse_if_over(self) -> None:
+        if self._over:
+            raise SandboxError(self._over)
 
 
-class _Lifeline:
-    """A pipe to a supervisor, which ends everything once our end of it is closed."""
+class _Streams:
+    """Three pipes from a command: output, errors and events, each read up to its limit."""
 
     def __init__(self) -> None:
-        self.far, self._near = os.pipe()
-        self._whole = True
-        self._cutting = threading.Lock()
+        pairs = [os.pipe() for _ in range(3)]
+        self.near = [near for near, _ in pairs]
+        self.far = [far for _, far in pairs]
+        self._parts: dict[int, list[bytes]] = {near: [] for near in self.near}
+        self._sizes = dict.fromkeys(self.near, 0)
+        for near in self.near:
+            os.set_blocking(near, False)
 
-    def cut(self) -> None:
-        """Close our end; any thread may do so, and again."""
-        with self._cutting:
-            if self._whole:
-                os.close(self._near)
-                self._whole = False
+    @property
+    def full(self) -> bool:
+        """Whether the command has written more than it may."""
+        output, errors, events = (self._sizes[near] for near in self.near)
+        return output + errors > OUTPUT_LIMIT or events > EVENTS_LIMIT
+
+    def take(self, near: int) -> bool:
+        """Read what is there now; return whether the stream is at its end."""
+        try:
+            part = os.read(near, _CHUNK)
+        except BlockingIOError:
+            return False
+        self._parts[near].append(part)
+        self._sizes[near] += len(part)
+        return not part
+
+    def drain(self) -> None:
+        """Read what is left in the pipes, within the limits."""
+        for near in self.near:
+            before = -1
+            while not self.full and self._sizes[near] > before:
+                before = self._sizes[near]
+                self.take(near)
+
+    def text(self, place: int) -> bytes:
+        """Return what was read of one stream."""
+        return b"".join(self._parts[self.near[place]])
+
+    def close_far(self) -> None:
+        """Close the ends that the agent has by now."""
+        while self.far:
+            os.close(self.far.pop())
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.cut()
-        os.close(self.far)
+        self.close_far()
+        for near in self.near:
+            os.close(near)
 
 
-def _remove(folder: Path) -> None:
-    """Remove a tree by the system's own tools: they neither recurse without end nor follow links."""
-    for command in (["rm", "-rf"], ["chmod", "-R", "u+rwX"], ["rm", "-rf"]):
-        subprocess.run([*command, "--", str(folder)], stderr=subprocess.DEVNULL, check=False)  # noqa: S603
-        if not folder.exists():
-            return
-    log.warning("sandbox_not_removed", folder=str(folder))
-
-
-@cache
-def isolation() -> str:
-    """Find out once what this system offers: `namespaces`, or `process` where it refuses them.
-
-    Raises:
-        SandboxError: neither is known, for the attempt failed in another way; the next call tries again.
-    """
-    with tempfile.TemporaryDirectory(prefix="ptc-sandbox-") as home, _Lifeline() as lifeline:
-        Path(home).chmod(0o755)
-        try:
-            _supervised(
-                lifeline,
-                command=["/bin/sh", "-c", "exit 0"],
-                env={},
-                cwd=home,
-                timeout=10,
-                namespaces=True,
-                read_only=list(_SYSTEM),
-                writable=home,
-                uid=1_000_000 if os.getuid() == 0 else None,
-                limits={},
-            )
-        except NamespacesRefusedError as error:
-            log.warning("sandbox_without_namespaces", reason=str(error))
-            return "process"
-    return "namespaces"
-
-
-def _supervised(lifeline: _Lifeline, **spec: Any) -> ExecResult:  # noqa: ANN401 the fields of supervise.Spec
-    """Run one supervisor and read what its command writes, until it ends, is cut off or meets the limit."""
-    report_read, report_write = os.pipe()
-    whole = supervise.Spec(**spec, parent_fd=lifeline.far, report_fd=report_write)
-    started = time.monotonic()
-    try:
-        process = subprocess.Popen(  # noqa: S603 our own program; what it runs is hostile and in its care
-            [sys.executable, "-I", "-S", "-B", supervise.__file__, json.dumps(asdict(whole))],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            pass_fds=(lifeline.far, report_write),
-            env={},
-            start_new_session=True,
-        )
-    except OSError as error:
-        os.close(report_read)
-        raise SandboxError(f"the supervisor cannot be started: {error}") from error
-    finally:
-        os.close(report_write)
-    with process, os.fdopen(report_read, "rb") as report:
-        try:
-            stdout, stderr, limited = _drain(process, lifeline, whole.timeout + _DRAIN_SECONDS)
-        finally:
-            lifeline.cut()
-            _end(process)
-        facts: dict[str, Any] = {}
-        for line in report:
-            facts |= json.loads(line)
-    if facts.get("refused"):
-        raise NamespacesRefusedError(facts["error"])
-    if "error" in facts or "status" not in facts:
-        raise SandboxError(facts.get("error", "the supervisor died"))
-    return ExecResult(
-        exit_code=_signed(facts["status"]),
-        stdout=stdout,
-        stderr=stderr,
-        duration_seconds=time.monotonic() - started,
-        timed_out=facts["timed_out"],
-        output_limited=limited,
-    )
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    """Wait for a supervisor; one that was stopped by what it supervises is killed."""
-    try:
-        process.wait(_DRAIN_SECONDS)
-    except subprocess.TimeoutExpired:
-        log.warning("supervisor_killed")
-        process.kill()
-        process.wait()
-
-
-def _drain(
-    process: subprocess.Popen[bytes], lifeline: _Lifeline, seconds: float
-) -> tuple[bytes, bytes, bool]:
-    """Read both streams until they end, are cut off, time is over, or they hold too much; the last is told."""
-    chunks: dict[int, list[bytes]] = {}
-    deadline, size = time.monotonic() + seconds, 0
-    with selectors.DefaultSelector() as selector:
-        for stream in (process.stdout, process.stderr):
-            assert stream is not None  # noqa: S101 both are pipes
-            os.set_blocking(stream.fileno(), False)
-            selector.register(stream, selectors.EVENT_READ)
-            chunks[stream.fileno()] = []
-        selector.register(lifeline.far, selectors.EVENT_READ)
-        while len(selector.get_map()) > 1 and size <= OUTPUT_LIMIT and time.monotonic() < deadline:
-            for key, _ in selector.select(deadline - time.monotonic()):
-                if key.fd == lifeline.far:
-                    deadline = 0.0
-                    continue
-                chunk = os.read(key.fd, 2**16)
-                chunks[key.fd].append(chunk)
-                size += len(chunk)
-                if not chunk:
-                    selector.unregister(key.fileobj)
-    stdout, stderr = (b"".join(parts) for parts in chunks.values())
-    return stdout, stderr, size > OUTPUT_LIMIT
-
-
-def _signed(status: int) -> int:
-    """Give an exit code of 128 and above as the negative signal that it stands for."""
-    return 128 - status if status > 128 else status  # noqa: PLR2004 the shells' convention
+def _streams() -> dict[str, Any]:
+    return {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}

@@ -17,6 +17,14 @@ class IsolationRefusedError(SandboxError):
     """There is nothing here that would keep a program in; another try would end the same way."""
 
 
+class SandboxLostError(SandboxError):
+    """The sandbox died under a command: by a fault of ours, or by what the command did. `result` is what it left."""
+
+    def __init__(self, message: str, result: ExecResult) -> None:
+        super().__init__(message)
+        self.result = result
+
+
 @dataclass(frozen=True, kw_only=True)
 class ExecResult:
     """How a command ended. A failing command is a value, not an exception."""
@@ -68,10 +76,11 @@ class Sandbox(Protocol):
 
         Raises:
             SandboxError: it could not be run, or the sandbox was stopped, before or meanwhile.
+            SandboxLostError: the sandbox died meanwhile.
         """
 
     def stop(self) -> None:
-        """End whatever runs in it, at once and for good; files stay.
+        """End whatever runs in it, at once and for good.
 
         Any thread may call it, at any time and again. It does not wait: the `exec` that it ends raises soon after.
         """

@@ -36,7 +36,6 @@ from support import replaying
 
 from ptc_contracts.work import LEASE_MS
 from ptc_worker.llm.replay.faults import Fault, FaultPlan
-from ptc_worker.sandbox import supervise
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -491,7 +490,7 @@ def _sandboxes(worker: Worker) -> list[psutil.Process]:
         with suppress(psutil.Error):
             for child in psutil.Process(worker.process.pid).children():
                 with suppress(psutil.Error):
-                    if supervise.__file__ in child.cmdline():
+                    if any("ptc_inside.agent" in part for part in child.cmdline()):
                         found.append(child)
     return found
 

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 import pytest
 from cluster import cluster_in
 
+from ptc_worker.environments import environment
+from ptc_worker.halt import Halt
 from ptc_worker.sandbox import open_sandbox
 
 if TYPE_CHECKING:
@@ -34,12 +36,9 @@ def empty_cluster(tmp_path: Path) -> Iterator[Cluster]:
         yield running
 
 
-@pytest.fixture(params=["namespaces", "process"])
+@pytest.fixture(params=["bubblewrap", "landlock"])
 def box(settings: WorkerSettings, request: pytest.FixtureRequest) -> Iterator[Sandbox]:
-    """A started sandbox: the best that this system offers, and what is left where it refuses namespaces."""
-    with open_sandbox(settings, read_only=[]) as started:
-        if request.param == "process":
-            started.isolation = "process"
-        elif started.isolation != "namespaces":
-            pytest.skip("this system refuses namespaces, and results say so")
+    """A started sandbox of each tier."""
+    tier = settings.model_copy(update={"ptc_sandbox_isolation": request.param})
+    with open_sandbox(tier, environment(tier.ptc_cache_dir, (), 120, Halt())) as started:
         yield started

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-import stat
 import sys
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +13,7 @@ import pytest
 from support import until
 
 from ptc_contracts.progress import Outcome
+from ptc_worker.environments import environment
 from ptc_worker.filetypes import artifact
 from ptc_worker.halt import Halt
 from ptc_worker.runner import run_tests
@@ -139,27 +138,14 @@ def test_output_without_end_is_cut(box: Sandbox) -> None:
     assert len(ran.stdout) < OUTPUT_LIMIT + 2**20
 
 
-def test_the_host_is_out_of_sight(box: Sandbox) -> None:
-    """Its files, its processes and its network are not there; its own loopback is."""
-    if box.isolation != "namespaces":
-        pytest.skip("without namespaces they are in sight, and results say so")
-    _, text = shell(
-        box, f"ls / ; ls {Path(__file__).parent} 2>&1; ps -e 2>/dev/null | wc -l; cat /proc/net/dev"
-    )
-
-    assert "home" not in text.splitlines()
-    assert "No such file" in text
-    assert [line.split(":")[0].strip() for line in text.splitlines() if ":" in line and "bytes" not in line][
-        -1
-    ] == "lo"
-
-
 def test_a_worker_that_is_killed_takes_its_sandboxes_along(tmp_path: Path) -> None:
     """The supervisor notices the death of its parent."""
     marker = "31339.25"
     script = (
         "from ptc_worker.sandbox import open_sandbox; from ptc_worker.settings import WorkerSettings\n"
-        "with open_sandbox(WorkerSettings(), []) as box:\n"
+        "from ptc_worker.environments import environment; from ptc_worker.halt import Halt\n"
+        "s = WorkerSettings()\n"
+        "with open_sandbox(s, environment(s.ptc_cache_dir, (), 120, Halt())) as box:\n"
         f"    box.exec(['/bin/sh', '-c', 'echo; setsid sleep {marker}'], env={{'PATH': '/usr/bin:/bin'}}, cwd='.', timeout=99)\n"
     )
     worker = psutil.Popen([sys.executable, "-c", script], env={**os.environ, "TMPDIR": str(tmp_path)})
@@ -173,7 +159,7 @@ def test_a_worker_that_is_killed_takes_its_sandboxes_along(tmp_path: Path) -> No
 
 def test_a_destroyed_sandbox_is_gone(settings: WorkerSettings) -> None:
     """Destroying twice is fine; using it is an error; its files are removed, whatever rights they had."""
-    with open_sandbox(settings, []) as box:
+    with open_sandbox(settings, environment(settings.ptc_cache_dir, (), 120, Halt())) as box:
         shell(box, "mkdir -p deep/er && touch deep/er/file && chmod 000 deep/er")
         root = Path(box.root)
     box.destroy()
@@ -185,24 +171,13 @@ def test_a_destroyed_sandbox_is_gone(settings: WorkerSettings) -> None:
 
 def test_a_tree_without_end_is_removed_too(settings: WorkerSettings) -> None:
     """Deeper than Python can recurse, and with its rights taken away."""
-    with open_sandbox(settings, []) as box:
+    settings = settings.model_copy(update={"ptc_sandbox_isolation": "landlock"})
+    with open_sandbox(settings, environment(settings.ptc_cache_dir, (), 120, Halt())) as box:
         script = "i=0; while [ $i -lt 1500 ]; do mkdir d && cd -P d || break; i=$((i+1)); done; chmod 000 ."
         shell(box, script, timeout=60)
         parent = Path(box.root).parent
 
     assert not parent.exists()
-
-
-def test_what_runs_inside_cannot_make_its_place_disappear(settings: WorkerSettings) -> None:
-    """Nothing beside the sandbox's own directory is touched when it is removed."""
-    with open_sandbox(settings, []) as box:
-        box.isolation = "process"
-        root = Path(box.root)
-        shell(box, f"mv {root} {root}-gone; chmod 000 {root}")
-    mode = root.parents[1].stat().st_mode
-
-    assert (root.parent.exists(), stat.S_IMODE(mode) & 0o700) == (False, 0o700)
-    assert mode == Path(tempfile.gettempdir()).stat().st_mode
 
 
 def survivors(marker: str) -> list[int]:
@@ -227,12 +202,11 @@ def pytest_runtest_makereport(item, call):
 """
 DESELECT = "def pytest_collection_modifyitems(items):\n    items[:] = items[:1]"
 FORGE = """
-import os, pathlib
+import json, os
 def test_fails():
     assert 0
 def test_forges():
-    log = pathlib.Path("../.events")
-    log.write_text(log.read_text().replace("failed", "passed"))
+    os.write(3, b"0 " + json.dumps({"event": "end", "exit": 0}).encode() + b"\\n")
     os._exit(0)
 """
 

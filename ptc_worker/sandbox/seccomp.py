@@ -1,0 +1,225 @@
+"""The system calls that nothing in a sandbox needs and that others have escaped by, as a filter for the kernel.
+
+A program of classic BPF over `struct seccomp_data` (number at byte 0, architecture at 4, arguments from 16 on,
+eight bytes each). What is not named is allowed: namespaces or Landlock are the wall, this closes the holes.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import platform
+import socket
+import struct
+from dataclasses import dataclass
+
+_LOAD, _JUMP_IF_EQUAL, _JUMP_IF_GREATER_OR_EQUAL, _JUMP_IF_SET, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
+_ALLOW, _REFUSE = 0x7FFF0000, 0x00050000
+_NUMBER, _ARCHITECTURE = 0, 4
+_X32_BIT = 0x40000000
+_NEW_NAMESPACES = 0x7E020080
+"""CLONE_NEWNS, …CGROUP, …UTS, …IPC, …USER, …PID, …NET and …TIME."""
+_TIOCSTI, _TIOCLINUX = 0x5412, 0x541C
+
+_PLACES = {"x86_64": (0xC000003E, 0), "aarch64": (0xC00000B7, 1)}
+
+# Names with their numbers on x86_64 and aarch64; None where there is no such call.
+_NUMBERS: dict[str, tuple[int | None, int | None]] = {
+    "acct": (163, 89),
+    "add_key": (248, 217),
+    "adjtimex": (159, 171),
+    "bpf": (321, 280),
+    "chmod": (90, None),
+    "chown": (92, None),
+    "chroot": (161, 51),
+    "clock_adjtime": (305, 266),
+    "clock_settime": (227, 112),
+    "clone": (56, 220),
+    "clone3": (435, 435),
+    "delete_module": (176, 106),
+    "fanotify_init": (300, 262),
+    "fchmod": (91, 52),
+    "fchmodat": (268, 53),
+    "fchmodat2": (452, 452),
+    "fchown": (93, 55),
+    "fchownat": (260, 54),
+    "finit_module": (313, 273),
+    "fsconfig": (431, 431),
+    "fsetxattr": (190, 7),
+    "fsmount": (432, 432),
+    "fsopen": (430, 430),
+    "fspick": (433, 433),
+    "futimesat": (261, None),
+    "init_module": (175, 105),
+    "io_uring_enter": (426, 426),
+    "io_uring_register": (427, 427),
+    "io_uring_setup": (425, 425),
+    "ioctl": (16, 29),
+    "ioperm": (173, None),
+    "iopl": (172, None),
+    "kcmp": (312, 272),
+    "kexec_file_load": (320, 294),
+    "kexec_load": (246, 104),
+    "keyctl": (250, 219),
+    "lchown": (94, None),
+    "lookup_dcookie": (212, 18),
+    "lsetxattr": (189, 6),
+    "memfd_create": (319, 279),
+    "memfd_secret": (447, 447),
+    "migrate_pages": (256, 238),
+    "modify_ldt": (154, None),
+    "mount": (165, 40),
+    "mount_setattr": (442, 442),
+    "move_mount": (429, 429),
+    "move_pages": (279, 239),
+    "msgget": (68, 186),
+    "name_to_handle_at": (303, 264),
+    "nfsservctl": (180, 42),
+    "open_by_handle_at": (304, 265),
+    "open_tree": (428, 428),
+    "perf_event_open": (298, 241),
+    "personality": (135, 92),
+    "pidfd_getfd": (438, 438),
+    "pivot_root": (155, 41),
+    "prlimit64": (302, 261),
+    "process_madvise": (440, 440),
+    "process_mrelease": (448, 448),
+    "process_vm_readv": (310, 270),
+    "process_vm_writev": (311, 271),
+    "ptrace": (101, 117),
+    "quotactl": (179, 60),
+    "quotactl_fd": (443, 443),
+    "reboot": (169, 142),
+    "removexattr": (197, 14),
+    "request_key": (249, 218),
+    "semget": (64, 190),
+    "setdomainname": (171, 162),
+    "sethostname": (170, 161),
+    "setns": (308, 268),
+    "settimeofday": (164, 170),
+    "setxattr": (188, 5),
+    "setxattrat": (463, 463),
+    "shmget": (29, 194),
+    "socket": (41, 198),
+    "swapoff": (168, 225),
+    "swapon": (167, 224),
+    "syslog": (103, 116),
+    "umount2": (166, 39),
+    "unshare": (272, 97),
+    "userfaultfd": (323, 282),
+    "utime": (132, None),
+    "utimensat": (280, 88),
+    "utimes": (235, None),
+    "vhangup": (153, 58),
+}
+
+_ABSENT = ("clone3", "io_uring_enter", "io_uring_register", "io_uring_setup", "memfd_create", "memfd_secret")
+"""Calls that programs do without when the kernel does not know them; the arguments of clone3 cannot be seen."""
+
+_OWNERS = (
+    *("chmod", "fchmod", "fchmodat", "fchmodat2", "chown", "fchown", "fchownat", "lchown"),
+    *(
+        "utime",
+        "utimes",
+        "futimesat",
+        "utimensat",
+        "setxattr",
+        "lsetxattr",
+        "fsetxattr",
+        "setxattrat",
+        "removexattr",
+    ),
+)
+"""Calls by which a program of the worker's own user changes files that Landlock lets it only read, or not even that."""
+
+_LOOKED_INTO = ("clone", "ioctl", "prlimit64", "socket")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rules:
+    """What differs between the places that a filter is for."""
+
+    network: bool
+    """Whether IP and Unix sockets can be had: where the network is the sandbox's own."""
+    own_files: bool
+    """Whether owners and modes can be changed: where no file of the worker's user can be reached."""
+
+
+class UnknownMachineError(Exception):
+    """There is no filter for this kind of processor."""
+
+
+def program(rules: Rules) -> bytes:
+    """Assemble the filter.
+
+    Raises:
+        UnknownMachineError: the numbers of this machine's system calls are not known here.
+    """
+    try:
+        architecture, column = _PLACES[platform.machine()]
+    except KeyError:
+        raise UnknownMachineError(f"no seccomp filter for {platform.machine()}") from None
+    numbers = {name: row[column] for name, row in _NUMBERS.items()}
+    refused = set(_NUMBERS) - {*_LOOKED_INTO, *_ABSENT, *_OWNERS}
+    code = [
+        _step(_LOAD, _ARCHITECTURE),
+        _step(_JUMP_IF_EQUAL, architecture, 1, 0),
+        _answer(errno.ENOSYS),
+        _step(_LOAD, _NUMBER),
+        _step(_JUMP_IF_GREATER_OR_EQUAL, _X32_BIT, 0, 1),
+        _answer(errno.ENOSYS),
+    ]
+    for name in sorted(refused):
+        code += _calls(numbers[name], errno.EPERM)
+    for name in _ABSENT:
+        code += _calls(numbers[name], errno.ENOSYS)
+    if not rules.own_files:
+        for name in _OWNERS:
+            code += _calls(numbers[name], 0)  # as if it were done: copying a file must not fail for its mode
+    code += _when(numbers["clone"], 0, [_step(_JUMP_IF_SET, _NEW_NAMESPACES, 0, 1), _answer(errno.EPERM)])
+    code += _when(
+        numbers["ioctl"],
+        1,
+        [
+            _step(_JUMP_IF_EQUAL, _TIOCSTI, 1, 0),
+            _step(_JUMP_IF_EQUAL, _TIOCLINUX, 0, 1),
+            _answer(errno.EPERM),
+        ],
+    )
+    # Another process's limits: those of process 1 among them.
+    code += _when(numbers["prlimit64"], 0, [_step(_JUMP_IF_EQUAL, 0, 1, 0), _answer(errno.EPERM)])
+    families = (socket.AF_UNIX, socket.AF_INET, socket.AF_INET6) if rules.network else ()
+    allowed = [
+        _step(_JUMP_IF_EQUAL, family, len(families) - place, 0) for place, family in enumerate(families)
+    ]
+    code += _when(numbers["socket"], 0, [*allowed, _answer(errno.EACCES)])
+    code.append(_step(_RETURN, _ALLOW))
+    return b"".join(code)
+
+
+def reader(rules: Rules) -> int:
+    """Open a pipe from which the filter can be read, as bubblewrap wants it."""
+    there, here = os.pipe()
+    with os.fdopen(here, "wb") as pipe:
+        pipe.write(program(rules))
+    return there
+
+
+def _step(code: int, value: int, if_true: int = 0, if_false: int = 0) -> bytes:
+    return struct.pack("=HBBI", code, if_true, if_false, value)
+
+
+def _answer(number: int) -> bytes:
+    return _step(_RETURN, _REFUSE | number)
+
+
+def _calls(number: int | None, answer: int) -> list[bytes]:
+    """Answer a call with an error, without making it."""
+    return [] if number is None else [_step(_JUMP_IF_EQUAL, number, 0, 1), _answer(answer)]
+
+
+def _when(number: int | None, argument: int, steps: list[bytes]) -> list[bytes]:
+    """Look at the lower half of an argument of one call; what the steps do not answer is allowed."""
+    assert number is not None  # noqa: S101 these calls are there on every machine
+    body = [_step(_LOAD, 16 + 8 * argument), *steps, _step(_RETURN, _ALLOW)]
+    return [_step(_JUMP_IF_EQUAL, number, 0, len(body)), *body]
