@@ -27,6 +27,7 @@ _LOADED = frozenset(sys.modules)
 
 import array  # noqa: E402
 import errno  # noqa: E402
+import gc  # noqa: E402
 import json  # noqa: E402
 import resource  # noqa: E402
 import select  # noqa: E402
@@ -95,7 +96,7 @@ def main() -> None:
         confine.adopt_orphans()
     program = Agent(spec).serve()
     if program is None:
-        return
+        os._exit(0)  # nothing of it is worth the tidying up of an interpreter
     for name in set(sys.modules) - _LOADED:
         del sys.modules[name]
     run_module(*program)
@@ -249,6 +250,7 @@ class Agent:
     ) -> tuple[str, list[str]] | None:
         """Run a command to its end, or to the worker's word; return a program in the fork that is to run it."""
         failed, failing = os.pipe2(os.O_CLOEXEC)
+        gc.freeze()  # what is there by now lives on: collecting in the child would only copy its pages
         child = os.fork()
         if not child:
             try:
