@@ -73,7 +73,7 @@ class WorkerSettings(BaseSettings):
     ptc_sandbox_concurrency: int = Field(default_factory=lambda: os.cpu_count() or 1, ge=1)
     """Most sandboxes at a time in one worker; the number of cores unless set."""
     ptc_sandbox_memory_mb: int = Field(default=1024, ge=128)
-    """Memory of one sandbox in MiB: all its processes and files together, and the address space of each process."""
+    """Memory of one sandbox in MiB: all its processes and files together."""
     ptc_sandbox_disk_mb: int = Field(default=256, ge=16)
     """What a project may write in one run of its tests, in MiB; it is kept in memory where there is bubblewrap."""
     ptc_sandbox_isolation: Literal["auto", "bubblewrap", "landlock", "none"] = "auto"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import secrets
+import select
 import selectors
 import signal
 import socket
@@ -17,10 +18,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-import psutil
 import structlog
 
-from ptc_worker.sandbox import leftovers, seccomp, tiers
+from ptc_worker.sandbox import cgroups, leftovers, seccomp, tiers
 from ptc_worker.sandbox.inside.agent import EVENTS_FD, Spec
 from ptc_worker.sandbox.inside.confine import Walls
 from ptc_worker.sandbox.protocol import ExecResult, SandboxError, SandboxLostError
@@ -42,10 +42,15 @@ EVENTS_LIMIT = 32 * 2**20
 FILE_LIMIT = 64 * 2**20
 """Bytes one file in the sandbox may grow to."""
 
+ADDRESS_SPACE = 4
+"""Address space of one process, as a multiple of the sandbox's memory: much of it is never used."""
+
 PROCESS_LIMIT = 128
 """Processes and threads of one sandbox."""
 
 _DESCRIPTORS = 512
+_AGENT_BYTES = 96 * 2**20
+_AGENT_PROCESSES = 8
 _HEADER = struct.Struct("!I")
 _ANSWER_SECONDS = 30.0
 _END_SECONDS = 5.0
@@ -67,6 +72,9 @@ class LocalSandbox:
         self._socket: socket.socket | None = None
         self._state = threading.Lock()
         self._over = ""
+        self._facts: int | None = None
+        self._known_pid = 0
+        self._group: cgroups.Group | None = None
 
     @property
     def root(self) -> str:
@@ -116,13 +124,14 @@ class LocalSandbox:
     def _start_bubblewrap(self, control: int) -> subprocess.Popen[bytes]:
         argv, paths = tiers.bubblewrap([str(self.environment)], disk=self._disk)
         filter_fd = seccomp.reader(seccomp.Rules(network=True, own_files=True))
+        self._facts, facts = os.pipe()
         spec = self._spec(control, namespaces=True, temporary=list(tiers.TEMPORARY))
 
         def start() -> subprocess.Popen[bytes]:
             spawner().show(self.environment.parent if path == self.environment else path for path in paths)
             return subprocess.Popen(  # type: ignore[call-overload,no-any-return]  # noqa: S603 our own program
-                [*argv, "--seccomp", str(filter_fd), "--", *self._agent(spec)],
-                pass_fds=(control, filter_fd),
+                [*argv, "--seccomp", str(filter_fd), "--info-fd", str(facts), "--", *self._agent(spec)],
+                pass_fds=(control, filter_fd, facts),
                 **_streams(),
                 **tiers.as_user(self._new_uid()),
             )
@@ -131,6 +140,7 @@ class LocalSandbox:
             return spawner().do(start)
         finally:
             os.close(filter_fd)
+            os.close(facts)
 
     def _start_walled(self, control: int) -> subprocess.Popen[bytes]:
         uid = self._new_uid() if os.geteuid() == 0 else None
@@ -158,7 +168,7 @@ class LocalSandbox:
             return subprocess.Popen(  # noqa: S603 our own program
                 self._agent(spec),
                 pass_fds=(control,),
-                env={"LANG": "C.UTF-8", "PYTHONHASHSEED": "0"},
+                env=tiers.AGENT_ENVIRONMENT,
                 start_new_session=True,
                 **_streams(),
             )
@@ -198,6 +208,11 @@ class LocalSandbox:
                 self._socket.close()
             if self._process is not None and self._process.stderr is not None:
                 self._process.stderr.close()
+            if self._facts is not None:
+                os.close(self._facts)
+                self._facts = None
+        if self._group is not None:
+            self._group.close()
         if self._folder is not None:
             leftovers.remove(self._folder)
             self._folder = None
@@ -224,10 +239,35 @@ class LocalSandbox:
     def _kill(self) -> None:
         """Kill an agent that what it runs has brought to a standstill."""
         assert self._process is not None  # noqa: S101 who calls has looked
-        family = psutil.Process(self._process.pid).children()  # behind bubblewrap: process 1 of the namespace
+        try:
+            agent = os.pidfd_open(self._agent_pid())
+        except ProcessLookupError:
+            agent = None
         self._process.kill()
         self._process.wait()
-        psutil.wait_procs(family, _END_SECONDS)
+        if agent is not None:  # it ends when all in its namespace have ended
+            select.select([agent], [], [], _END_SECONDS)
+            os.close(agent)
+
+    def _agent_pid(self) -> int:
+        """Return the agent's process id, which bubblewrap tells once it has started it."""
+        assert self._process is not None  # noqa: S101 who calls has looked
+        if self._facts is None:
+            return self._process.pid
+        if not self._known_pid:
+            told = os.read(self._facts, 4096)
+            self._known_pid = json.loads(told)["child-pid"] if told else self._process.pid
+        return self._known_pid
+
+    def _enclose(self) -> None:
+        """Let the kernel count what the first command and all later ones take, where it can be told to."""
+        assert self._process is not None  # noqa: S101 who calls has looked
+        if self._group is None:
+            self._group = cgroups.Group(
+                memory=self._memory + _AGENT_BYTES, processes=PROCESS_LIMIT + _AGENT_PROCESSES
+            )
+            for pid in {self._process.pid, self._agent_pid()}:
+                self._group.take(pid)
 
     # ── files ──────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -251,7 +291,7 @@ class LocalSandbox:
             "env": {**env, "PTC_EVENTS": f"fd:{EVENTS_FD}"},
             "cwd": cwd,
             "limits": {
-                "RLIMIT_AS": self._memory,
+                "RLIMIT_AS": ADDRESS_SPACE * self._memory,
                 "RLIMIT_FSIZE": min(FILE_LIMIT, self._disk),
                 "RLIMIT_NOFILE": _DESCRIPTORS,
                 "RLIMIT_CORE": 0,
@@ -259,6 +299,8 @@ class LocalSandbox:
                 **({"RLIMIT_NPROC": PROCESS_LIMIT} if self._has_processes_of_its_own else {}),
             },
         }
+        self._refuse_unless_running()
+        self._enclose()
         with _Streams() as streams:
             self._ask(request, what="the command cannot be run", descriptors=streams.far)
             streams.close_far()
@@ -275,11 +317,15 @@ class LocalSandbox:
                 duration_seconds=time.monotonic() - started,
                 timed_out=ended["why"] == "time",
                 output_limited=ended["why"] in {"output", "disk"},
-                out_of_memory=ended["why"] == "memory",
+                out_of_memory=ended["why"] == "memory" or self._group_killed(ended["status"]),
             )
             if ended["why"] == "lost":
                 raise SandboxLostError("the sandbox died under the command", result)
             return result
+
+    def _group_killed(self, status: int) -> bool:
+        """Tell whether the kernel made room; what survived that may have ended well all the same."""
+        return status == -signal.SIGKILL and self._group is not None and self._group.killed
 
     @property
     def _has_processes_of_its_own(self) -> bool:
@@ -324,9 +370,7 @@ class LocalSandbox:
     def _ask(
         self, request: dict[str, Any], content: bytes = b"", *, what: str, descriptors: Sequence[int] = ()
     ) -> tuple[dict[str, Any], bytes]:
-        self._refuse_if_over()
-        if self._socket is None:
-            raise SandboxError("the sandbox was not started")
+        self._refuse_unless_running()
         try:
             self._send(request, content, descriptors)
             facts, answer = self._receive()
@@ -370,6 +414,11 @@ class LocalSandbox:
             process.wait(1)
         os.set_blocking(process.stderr.fileno(), False)
         return (process.stderr.read() or b"").decode(errors="replace").strip()[-2000:]
+
+    def _refuse_unless_running(self) -> None:
+        self._refuse_if_over()
+        if self._process is None:
+            raise SandboxError("the sandbox was not started")
 
     def _refuse_if_over(self) -> None:
         if self._over:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from ptc_worker.sandbox import leftovers
+from ptc_worker.sandbox import cgroups, leftovers
 from ptc_worker.sandbox.local import LocalSandbox
 from ptc_worker.sandbox.protocol import SandboxError
 
@@ -124,6 +124,7 @@ def prepared(settings: WorkerSettings, environment: Path) -> str:
         SandboxError: nothing does, or it cannot be had.
     """
     leftovers.sweep()
+    cgroups.sweep()
     with LocalSandbox(settings, environment) as box:
         box.exec(["/bin/sh", "-c", ":"], env={}, cwd=".", timeout=_TRIAL_SECONDS)
     pool_for(settings).prepare(environment, settings.ptc_sandbox_pool)

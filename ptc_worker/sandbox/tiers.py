@@ -35,6 +35,9 @@ TEMPORARY = ("/tmp", "/dev/shm")  # noqa: S108 the sandbox's own
 FIRST_UID = 1_000_000
 """Sandboxes of a root worker run as users from here on: each as another one."""
 
+AGENT_ENVIRONMENT = {"LANG": "C.UTF-8", "MALLOC_ARENA_MAX": "2", "PYTHONHASHSEED": "0"}
+"""What an interpreter reads at its start, and what is forked of the agent is therefore given by it."""
+
 _TEMPORARY_BYTES = 64 * 2**20
 _SYSTEM = ("/usr", "/lib", "/lib32", "/lib64", "/libx32", "/bin", "/sbin")
 _SETTINGS = ("/etc/ld.so.cache", "/etc/alternatives")
@@ -171,7 +174,8 @@ def bubblewrap(paths: Sequence[str], *, disk: int) -> tuple[list[str], list[Path
         str(program),
         *("--unshare-user", "--disable-userns", "--unshare-pid", "--unshare-net", "--unshare-ipc"),
         *("--unshare-uts", "--unshare-cgroup-try", "--die-with-parent", "--new-session", "--as-pid-1"),
-        *("--clearenv", "--setenv", "LANG", "C.UTF-8", "--setenv", "PYTHONHASHSEED", "0"),
+        "--clearenv",
+        *(part for name, value in AGENT_ENVIRONMENT.items() for part in ("--setenv", name, value)),
         *("--uid", _INSIDE_USER, "--gid", _INSIDE_USER, "--hostname", "sandbox", "--cap-drop", "ALL"),
     ]
     for path in _SYSTEM:
