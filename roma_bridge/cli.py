@@ -308,6 +308,13 @@ def _tell_submission(handle: PlanHandle, *, as_json: bool) -> None:
     click.echo(json.dumps(facts) if as_json else handle.run_id or _submission_line(handle))
 
 
+_MORE_ISOLATION = {
+    "landlock": "where the worker may make user namespaces, tests get bubblewrap, and a loopback network with it",
+    "none": "nothing kept these tests in: see 'What isolates the tests' in the README",
+}
+"""How to get more than the isolation that a result names."""
+
+
 def summary(result: PTCArtifactResult, folder: Path | None) -> str:
     """Word a result for people: status, files, tests, tokens, cost, and where the files are."""
     colour = "green" if result.success else "red" if not result.artifacts else "yellow"
@@ -324,6 +331,8 @@ def summary(result: PTCArtifactResult, folder: Path | None) -> str:
             f"  tests     {tests.tests_passed} passed, {tests.tests_failed} failed"
             f"{f' (isolation: {isolation})' if isolation else ''}"
         )
+        if isolation in _MORE_ISOLATION:
+            lines.append(f"            {_MORE_ISOLATION[isolation]}")
         marks = {"passed": click.style("✓", fg="green")}
         for test in _tests_in(result):
             mark = marks.get(test["outcome"], click.style("✗", fg="red"))

@@ -20,7 +20,8 @@ if __name__ == "__main__" and '"preload": true' in sys.argv[1]:
     import pytest  # noqa: F401 for whoever is forked
 
     for _plugin in _pytest.config.default_plugins:
-        importlib.import_module(f"_pytest.{_plugin}")
+        if _plugin != "stepwise":  # it goes without saying with `-p no:cacheprovider`
+            importlib.import_module(f"_pytest.{_plugin}")
 
 # What follows is the agent's own: a forked program forgets it, for it may have modules of these names.
 _LOADED = frozenset(sys.modules)
@@ -107,6 +108,7 @@ def run_module(module: str, arguments: list[str]) -> None:
     import runpy
 
     sys.argv = [module, *arguments]
+    sys.orig_argv = [sys.executable, *FORKED, *sys.argv]
     runpy.run_module(module, run_name="__main__", alter_sys=True)
 
 

@@ -1,0 +1,72 @@
+"""A program that is forked of a sandbox's agent is what it would be on its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from typing import TYPE_CHECKING
+
+import pytest
+
+from ptc_worker.environments import environment
+from ptc_worker.halt import Halt
+from ptc_worker.sandbox import open_sandbox
+from ptc_worker.settings import WorkerSettings
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+LOOK = """
+import gc, json, os, resource, signal, sys
+facts = {
+    "modules": sorted(sys.modules),
+    "path": sys.path[1:],
+    "argv": sys.argv,
+    "orig_argv": sys.orig_argv,
+    "flags": str(sys.flags),
+    "signals": [str(signal.getsignal(number)) for number in (signal.SIGINT, signal.SIGPIPE, signal.SIGTERM, signal.SIGHUP)],
+    "encodings": [sys.stdout.encoding, sys.getfilesystemencoding()],
+    "environment": dict(os.environ),
+    "main": sys.modules["__main__"].__file__,
+    "hash": hash("equal"),
+    "session": os.getsid(0) == os.getpid(),
+}
+def test_look():
+    print(json.dumps(facts))
+"""
+
+
+def facts_of(output: bytes) -> dict[str, object]:
+    """Find what the test told."""
+    (line,) = (line for line in output.decode().splitlines() if line.startswith("{"))
+    facts: dict[str, object] = json.loads(line)
+    del facts["environment"]["PTC_EVENTS"]
+    return facts
+
+
+@pytest.mark.parametrize("isolation", ["bubblewrap", "landlock"])
+def test_a_forked_pytest_cannot_be_told_from_one_that_was_started(ptc_cache: Path, tmp_path: Path, isolation: str) -> None:
+    """Its modules above all: one more would hide a module of the project that has the same name."""
+    settings = WorkerSettings(ptc_sandbox_isolation=isolation, ptc_cache_dir=ptc_cache)
+    folder = environment(settings.ptc_cache_dir, (), 120, Halt())
+    command = [str(folder / "bin/python"), "-P", "-B", "-m", "pytest", "-q", "-s", "-p", "no:cacheprovider"]
+    command += ["-p", "ptc_inside.pytest_report"]
+    env = {"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8", "PYTHONHASHSEED": "0", "PTC_KEY": "key"}
+    env |= {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+    files = {"test_look.py": LOOK.encode(), "key": bytes(32)}
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+    with open_sandbox(settings, folder) as box:
+        box.write(files)
+        forked = box.exec(command, env=env, cwd=".", timeout=60)
+    started = subprocess.run(
+        command,
+        cwd=tmp_path,
+        env={**env, "PTC_EVENTS": os.devnull},
+        capture_output=True,
+        check=True,
+        start_new_session=True,
+    )
+
+    assert facts_of(forked.stdout) == facts_of(started.stdout)

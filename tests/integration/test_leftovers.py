@@ -1,0 +1,103 @@
+"""What sandboxes leave on the host: nothing, whatever becomes of their worker."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import psutil
+import pytest
+from support import until
+
+from ptc_worker.environments import environment
+from ptc_worker.halt import Halt
+from ptc_worker.sandbox import open_sandbox
+from ptc_worker.sandbox.protocol import SandboxError
+from ptc_worker.settings import WorkerSettings
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+RUNS = 20
+
+WORKER = """
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from ptc_worker.filetypes import artifact
+from ptc_worker.halt import Halt
+from ptc_worker.runner import run_tests
+from ptc_worker.settings import WorkerSettings
+
+settings = WorkerSettings()
+test = '''
+import os, subprocess, time
+def test_takes_long():
+    subprocess.Popen(["sleep", "{marker}"], start_new_session=True)
+    open("file", "w").write("x")
+    time.sleep(0.2 if {number} < 8 else 1000)
+'''
+def run(number):
+    files = [artifact("tests/test_it.py", test.format(marker=sys.argv[1], number=number))]
+    return run_tests(settings, files, (), 300, Halt())
+
+with ThreadPoolExecutor(20) as threads:
+    list(threads.map(run, range({runs})))
+"""
+
+
+def processes(*signs: str) -> list[psutil.Process]:
+    """Find processes with one of these texts in their command line."""
+    return [
+        process
+        for process in psutil.process_iter(["cmdline"])
+        if any(sign in part for part in process.info["cmdline"] or () for sign in signs)
+    ]
+
+
+def groups() -> set[Path]:
+    """Find control groups that are ours."""
+    return set(Path("/sys/fs/cgroup").rglob("ptc-*"))
+
+
+@pytest.fixture
+def temporary(tmp_path: Path) -> Iterator[Path]:
+    """A folder for temporary files that other users may pass through."""
+    for folder in (tmp_path, *tmp_path.parents[:2]):
+        folder.chmod(0o755)
+    yield tmp_path / "tmp"
+
+
+@pytest.mark.parametrize("isolation", ["bubblewrap", "landlock"])
+def test_a_worker_killed_amid_twenty_runs_leaves_nothing(ptc_cache: Path, temporary: Path, isolation: str) -> None:
+    """No process and no mount at once; no file and no control group once the next one has started."""
+    temporary.mkdir(mode=0o755)
+    marker, mounts, before = f"61{os.getpid()}.25", Path("/proc/mounts").read_text(), groups()
+    settings = {"PTC_SANDBOX_ISOLATION": isolation, "PTC_CACHE_DIR": str(ptc_cache), "TMPDIR": str(temporary)}
+    settings |= {"PTC_SANDBOX_CONCURRENCY": "6"}
+    worker = subprocess.Popen(
+        [sys.executable, "-c", WORKER.replace("{runs}", str(RUNS)), marker], env={**os.environ, **settings}
+    )
+    until(lambda: len(processes(marker)) >= 6)
+    agents = [process for process in processes("ptc_inside.agent") if worker.pid in {p.pid for p in process.parents()}]
+    worker.send_signal(signal.SIGKILL)
+    worker.wait()
+    until(lambda: not processes(marker))
+    until(lambda: not any(agent.is_running() for agent in agents))
+
+    assert Path("/proc/mounts").read_text() == mounts
+    if isolation == "bubblewrap":
+        assert not list(temporary.glob("*/*"))
+    start = "from ptc_worker.sandbox import prepare_sandboxes; from ptc_worker.environments import environment\n"
+    start += "from ptc_worker.settings import WorkerSettings; from ptc_worker.halt import Halt; s = WorkerSettings()\n"
+    start += "prepare_sandboxes(s, environment(s.ptc_cache_dir, (), 120, Halt()))"
+    subprocess.run([sys.executable, "-c", start], env={**os.environ, **settings}, check=True)
+    assert {path.suffix for path in temporary.iterdir()} <= {".lock"}
+    assert groups() <= before
+
+
+def test_a_full_disk_is_told_and_nothing_is_left(ptc_cache: Path, temporary: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The sandbox that needs a directory cannot be had; the one in memory does not notice."""
