@@ -175,7 +175,9 @@ class Agent:
         try:
             content = act(**request)
         except OSError as error:
-            self._tell(error=error.strerror or type(error).__name__, errno=error.errno)
+            self._tell(error=error.strerror or type(error).__name__)
+        except ValueError as error:  # a name with a NUL
+            self._tell(error=str(error))
         else:
             self._tell(content or b"", found=content is not None)
 
@@ -200,13 +202,13 @@ class Agent:
         """Read the start of a regular file; None for whatever else there is, or is not."""
         try:
             folder, name = self._folder_of(path, make=False)
-        except OSError:
+        except (OSError, ValueError):
             return None
         try:
             flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
             with os.fdopen(os.open(name, flags, dir_fd=folder), "rb") as file:
                 return file.read(limit) if stat.S_ISREG(os.fstat(file.fileno()).st_mode) else None
-        except OSError:
+        except (OSError, ValueError):
             return None
         finally:
             os.close(folder)
