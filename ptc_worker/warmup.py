@@ -9,8 +9,9 @@ import structlog
 
 from ptc_contracts import LLMProvider
 from ptc_contracts.stages import Stage
-from ptc_worker.environments import InstallError, environment
+from ptc_worker.environments import environment, sweep
 from ptc_worker.halt import Halt
+from ptc_worker.installer import InstallError
 from ptc_worker.providers import open_configured
 from ptc_worker.sandbox import probe
 
@@ -38,7 +39,8 @@ def warm_up(settings: WorkerSettings, queues: Collection[str]) -> None:
     if Stage.SANDBOX.value in queues:
         log.info("sandbox_ready", isolation=probe(settings))
         try:
-            environment(settings.ptc_cache_dir, (), _INSTALL_SECONDS, Halt())
+            with environment(settings, (), _INSTALL_SECONDS, Halt()):
+                sweep(settings)
         except (InstallError, TimeoutError) as error:
             log.warning("base_environment_not_ready", reason=str(error))
 

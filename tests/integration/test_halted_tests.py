@@ -84,6 +84,12 @@ def start_tests(
     return threads.submit(run_tests, settings, files, (), 60, halt)
 
 
+def install(settings: WorkerSettings, halt: Halt) -> Path:
+    """Get an environment with one more package."""
+    with environment(settings, ("iniconfig<3",), 60, halt) as folder:
+        return folder
+
+
 @contextmanager
 def silent_index(patch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
     """Let installers ask a package index that never answers; yield what is set once one has asked."""
@@ -189,7 +195,7 @@ def test_an_installation_can_be_halted(
     """The installer is gone when the halt is told."""
     halt = Halt()
     with silent_index(monkeypatch) as asked:
-        work = threads.submit(environment, settings.ptc_cache_dir, ("iniconfig<3",), 60, halt)
+        work = threads.submit(install, settings, halt)
         asked.wait()
         halt.set(Why.LEASE_LOST)
 
@@ -204,10 +210,9 @@ def test_waiting_for_an_installation_can_be_halted(
     """The installation that is waited for goes on."""
     first, second = Halt(), Halt()
     with silent_index(monkeypatch) as asked:
-        wanted = (settings.ptc_cache_dir, ("iniconfig<3",), 60)
-        installing = threads.submit(environment, *wanted, first)
+        installing = threads.submit(install, settings, first)
         asked.wait()
-        waiting = threads.submit(environment, *wanted, second)
+        waiting = threads.submit(install, settings, second)
         until(lambda: anyone_in("_locked"))
         second.set(Why.CANCELLED)
 
@@ -224,11 +229,10 @@ def test_who_waits_for_a_halted_installation_does_it_himself(
 ) -> None:
     """The halt is for one run; the environment is built for the other, on the remains of the first try."""
     halt = Halt()
-    wanted = (settings.ptc_cache_dir, ("iniconfig<3",), 60)
     with monkeypatch.context() as patch, silent_index(patch) as asked:
-        halted = threads.submit(environment, *wanted, halt)
+        halted = threads.submit(install, settings, halt)
         asked.wait()
-        waiting = threads.submit(environment, *wanted, Halt())
+        waiting = threads.submit(install, settings, Halt())
         until(lambda: anyone_in("_locked"))
         patch.undo()
         halt.set(Why.CANCELLED)
