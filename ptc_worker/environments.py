@@ -168,6 +168,7 @@ def _copy_inside(folder: Path) -> None:
 def _mark_ready(folder: Path, size: int) -> None:
     written = folder / f"{_READY}.new"
     written.write_text(str(size))
+    written.chmod(0o644)
     written.rename(folder / _READY)
 
 

@@ -8,16 +8,14 @@ import signal
 import subprocess
 import sys
 import tarfile
-import threading
 import zipfile
-from contextlib import ExitStack, contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import psutil
 import pytest
-from support import until
+from support import silent_index, until
 
 from ptc_worker.environments import CacheDirError, environment, hold, sweep
 from ptc_worker.halt import Halt
@@ -26,6 +24,8 @@ from ptc_worker.settings import WorkerSettings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+pytestmark = pytest.mark.usefixtures("packages")
 
 USE = """
 import sys
@@ -38,7 +38,11 @@ with environment(WorkerSettings.read(), sys.argv[1:], 60, Halt()) as folder:
 """
 """A worker that uses an environment until its input ends."""
 
-SWEEP = "from ptc_worker.environments import *; sweep(WorkerSettings.read())"
+SWEEP = """
+from ptc_worker.environments import sweep
+from ptc_worker.settings import WorkerSettings
+sweep(WorkerSettings.read())
+"""
 
 
 @pytest.fixture
@@ -58,7 +62,9 @@ def packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             wheel.writestr(f"{name}.py", "x = 1\n")
             wheel.writestr(f"{about}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
             wheel.writestr(f"{about}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
-            wheel.writestr(f"{about}/RECORD", f"{name}.py,,\n{about}/METADATA,,\n{about}/WHEEL,,\n{about}/RECORD,,\n")
+            wheel.writestr(
+                f"{about}/RECORD", f"{name}.py,,\n{about}/METADATA,,\n{about}/WHEEL,,\n{about}/RECORD,,\n"
+            )
     monkeypatch.setenv("UV_FIND_LINKS", str(folder))
     return folder
 
@@ -79,7 +85,9 @@ def in_cache(settings: WorkerSettings) -> set[Path]:
     return {p for p in (settings.ptc_cache_dir / "environments").glob("*") if p.suffix != ".lock"}
 
 
-def python(script: str, *arguments: str, settings: WorkerSettings, max_mb: int = 10_000) -> subprocess.Popen[str]:
+def python(
+    script: str, *arguments: str, settings: WorkerSettings, max_mb: int = 10_000
+) -> subprocess.Popen[str]:
     """Start a worker of another process."""
     env = {**os.environ, "PTC_CACHE_DIR": str(settings.ptc_cache_dir), "PTC_CACHE_MAX_MB": str(max_mb)}
     return subprocess.Popen(
@@ -94,39 +102,9 @@ def python(script: str, *arguments: str, settings: WorkerSettings, max_mb: int =
 
 def sweep_elsewhere(settings: WorkerSettings) -> None:
     """Let another worker that may keep nothing sweep."""
-    script = (
-        "from ptc_worker.environments import sweep; from ptc_worker.settings import WorkerSettings;"
-        "sweep(WorkerSettings.read())"
-    )
-    with python(script, settings=settings, max_mb=0) as worker:
+    with python(SWEEP, settings=settings, max_mb=0) as worker:
         worker.communicate()
     assert worker.returncode == 0
-
-
-@contextmanager
-def silent_index(patch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
-    """Let installers ask a package index that never answers; yield what is set once one has asked."""
-    asked, over = threading.Event(), threading.Event()
-
-    class Silent(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            asked.set()
-            over.wait()
-
-        def log_message(self, format: str, *args: object) -> None:  # noqa: A002 as http.server has it
-            """Stay quiet."""
-
-    http = ThreadingHTTPServer(("127.0.0.1", 0), Silent)
-    thread = threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
-    thread.start()
-    patch.setenv("UV_DEFAULT_INDEX", f"http://127.0.0.1:{http.server_address[1]}/simple")
-    try:
-        yield asked
-    finally:
-        over.set()
-        http.shutdown()
-        http.server_close()
-        thread.join()
 
 
 def installer_below(process: psutil.Process) -> psutil.Process:
@@ -135,7 +113,7 @@ def installer_below(process: psutil.Process) -> psutil.Process:
     return uv
 
 
-def test_an_environment_holds_what_was_asked_for_compiled(settings: WorkerSettings, packages: Path) -> None:
+def test_an_environment_holds_what_was_asked_for_compiled(settings: WorkerSettings) -> None:
     """pytest, what runs inside sandboxes, and the package: all with byte-code."""
     folder = build(settings, "ptc-one")
     (site_packages,) = folder.glob("lib/python*/site-packages")
@@ -149,7 +127,7 @@ def test_an_environment_holds_what_was_asked_for_compiled(settings: WorkerSettin
     assert sources - compiled == set()
 
 
-def test_an_environment_is_built_once_for_all_workers(settings: WorkerSettings, packages: Path) -> None:
+def test_an_environment_is_built_once_for_all_workers(settings: WorkerSettings) -> None:
     """Workers that want the same set at the same time wait for the first, and use what it built together."""
     with ExitStack() as stack:
         workers = [stack.enter_context(python(USE, "ptc-one", settings=settings)) for _ in range(3)]
@@ -172,23 +150,18 @@ def _until_folder(worker: subprocess.Popen[str]) -> list[str]:
     return lines
 
 
-def test_every_user_can_read_an_environment(settings: WorkerSettings, packages: Path) -> None:
+def test_every_user_can_read_an_environment(settings: WorkerSettings) -> None:
     """However secretive the worker's umask is: tests run under another user id."""
-    (packages.parent / "cache").rmdir() if (packages.parent / "cache").exists() else None
     before = os.umask(0o077)
     try:
         folder = build(settings, "ptc-one")
     finally:
         os.umask(before)
     places = [settings.ptc_cache_dir, folder.parent, folder, *folder.rglob("*")]
-    closed = [
-        path
-        for path in places
-        if not path.is_symlink() and path.stat().st_mode & 0o5 != (0o5 if path.is_dir() else 0o4)
-        and not (path.is_file() and path.stat().st_mode & 0o4)
-    ]
+    files = [path for path in places if path.is_file() and not path.is_symlink()]
 
-    assert closed == []
+    assert [path for path in files if not path.stat().st_mode & 0o004] == []
+    assert [path for path in places if path.is_dir() and path.stat().st_mode & 0o005 != 0o005] == []
     assert (folder / "bin" / "pytest").stat().st_mode & 0o005 == 0o005
 
 
@@ -210,7 +183,14 @@ def test_a_source_distribution_is_not_built(settings: WorkerSettings, packages: 
 
 def test_the_installer_is_told_no_secret(settings: WorkerSettings, monkeypatch: pytest.MonkeyPatch) -> None:
     """It knows its own variables, and none of ours."""
-    ours = ("ANTHROPIC_API_KEY", "OPENAI_API_KEY", "REDIS_PASSWORD", "REDIS_URL", "PTC_SIGNING_KEY", "DAYTONA_API_KEY")
+    ours = (
+        "ANTHROPIC_API_KEY",
+        "OPENAI_API_KEY",
+        "REDIS_PASSWORD",
+        "REDIS_URL",
+        "PTC_SIGNING_KEY",
+        "DAYTONA_API_KEY",
+    )
     for name in ours:
         monkeypatch.setenv(name, "redis://not-for-installers")
     with silent_index(monkeypatch) as asked, python(USE, settings=settings) as worker:
@@ -243,10 +223,13 @@ def test_what_a_killed_worker_left_half_built_is_built_anew(
     settings: WorkerSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The next one to want it finds neither a lock nor remains."""
-    with monkeypatch.context() as patch, silent_index(patch) as asked:
-        with python(USE, "iniconfig<3", settings=settings) as worker:
-            asked.wait()
-            worker.kill()
+    with (
+        monkeypatch.context() as patch,
+        silent_index(patch) as asked,
+        python(USE, "iniconfig<3", settings=settings) as worker,
+    ):
+        asked.wait()
+        worker.kill()
     (left,) = in_cache(settings)
     (left / "remains").touch()
     folder = build(settings, "iniconfig<3")
@@ -256,9 +239,11 @@ def test_what_a_killed_worker_left_half_built_is_built_anew(
     assert (folder / "bin" / "pytest").exists()
 
 
-def test_the_least_recently_used_environment_goes_first(settings: WorkerSettings, packages: Path) -> None:
+def test_the_least_recently_used_environment_goes_first(settings: WorkerSettings) -> None:
     """Downloads go before environments; the one without further packages stays, however long it was not used."""
-    base, one, two, three = (build(settings, *wanted) for wanted in ((), ("ptc-one",), ("ptc-two",), ("ptc-three",)))
+    base, one, two, three = (
+        build(settings, *wanted) for wanted in ((), ("ptc-one",), ("ptc-two",), ("ptc-three",))
+    )
     build(settings, "ptc-one")
     taken = sum(path.lstat().st_blocks * 512 for path in settings.ptc_cache_dir.glob("environments/**/*"))
     sweep(bounded(settings, (taken >> 20) + 1))
@@ -272,7 +257,7 @@ def test_the_least_recently_used_environment_goes_first(settings: WorkerSettings
     assert in_cache(settings) == {base}
 
 
-def test_a_build_makes_room_for_itself(settings: WorkerSettings, packages: Path) -> None:
+def test_a_build_makes_room_for_itself(settings: WorkerSettings) -> None:
     """The bound holds without anybody sweeping; what was just built is not what goes."""
     small = bounded(settings, 0)
     build(small)
@@ -284,7 +269,7 @@ def test_a_build_makes_room_for_itself(settings: WorkerSettings, packages: Path)
     assert len(kept) == 2
 
 
-def test_an_environment_in_use_is_never_removed(settings: WorkerSettings, packages: Path) -> None:
+def test_an_environment_in_use_is_never_removed(settings: WorkerSettings) -> None:
     """Not by another worker either; a hold outlasts the block in which it was taken."""
     with environment(settings, ["ptc-one"], 60, Halt()) as folder:
         sweep_elsewhere(settings)
@@ -300,7 +285,7 @@ def test_an_environment_in_use_is_never_removed(settings: WorkerSettings, packag
         hold(folder)
 
 
-def test_a_killed_worker_holds_nothing(settings: WorkerSettings, packages: Path) -> None:
+def test_a_killed_worker_holds_nothing(settings: WorkerSettings) -> None:
     """Its locks go with it."""
     with python(USE, "ptc-one", settings=settings) as worker:
         folder = Path(_until_folder(worker)[-1])
@@ -329,10 +314,10 @@ def _mount(*arguments: str, program: str = "mount") -> int:
     return subprocess.run([program, *arguments], stderr=subprocess.DEVNULL, check=False).returncode
 
 
-def test_a_full_disk_is_told_as_such(small_disk: Path, packages: Path) -> None:
+def test_a_full_disk_is_told_as_such(small_disk: Path) -> None:
     """The message names the setting; nothing half-built stays in the way; with room, the next try works."""
     settings = WorkerSettings(ptc_cache_dir=small_disk / "cache")
-    with pytest.raises(CacheDirError, match="PTC_CACHE_DIR .* has no room") as caught:
+    with pytest.raises(CacheDirError, match=r"PTC_CACHE_DIR .* has no room") as caught:
         build(settings)
     left = in_cache(settings)
     _mount("-o", "remount,size=200m", str(small_disk))
@@ -343,7 +328,7 @@ def test_a_full_disk_is_told_as_such(small_disk: Path, packages: Path) -> None:
     assert (folder / "bin" / "pytest").exists()
 
 
-def test_a_full_disk_costs_what_nobody_uses(small_disk: Path, packages: Path) -> None:
+def test_a_full_disk_costs_what_nobody_uses(small_disk: Path) -> None:
     """A disk smaller than the bound is no reason to refuse work for ever."""
     settings = WorkerSettings(ptc_cache_dir=small_disk / "cache")
     _mount("-o", "remount,size=200m", str(small_disk))

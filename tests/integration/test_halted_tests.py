@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import sys
-import threading
 import traceback
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import psutil
 import pytest
-from support import until
+from support import silent_index, until
 
 from ptc_worker.environments import environment
 from ptc_worker.filetypes import artifact
@@ -88,32 +85,6 @@ def install(settings: WorkerSettings, halt: Halt) -> Path:
     """Get an environment with one more package."""
     with environment(settings, ("iniconfig<3",), 60, halt) as folder:
         return folder
-
-
-@contextmanager
-def silent_index(patch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
-    """Let installers ask a package index that never answers; yield what is set once one has asked."""
-    asked, over = threading.Event(), threading.Event()
-
-    class Silent(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            asked.set()
-            over.wait()
-
-        def log_message(self, format: str, *args: object) -> None:  # noqa: A002 as http.server has it
-            """Stay quiet."""
-
-    http = ThreadingHTTPServer(("127.0.0.1", 0), Silent)
-    thread = threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
-    thread.start()
-    patch.setenv("UV_DEFAULT_INDEX", f"http://127.0.0.1:{http.server_address[1]}/simple")
-    try:
-        yield asked
-    finally:
-        over.set()
-        http.shutdown()
-        http.server_close()
-        thread.join()
 
 
 @pytest.mark.parametrize("moment", ["at once", "when the supervisor is there", "when it runs"])
