@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
 
 from packaging.utils import canonicalize_name, parse_wheel_filename
@@ -87,13 +87,15 @@ def rewrite(folders: list[Path]) -> list[str]:
 def sample(size: int) -> list[str]:
     """Compare a few distributions with the index; which ones depends on the day."""
     names = sorted({canonicalize_name(name) for name in import_table().values()})
-    start = datetime.now(timezone.utc).toordinal() * size
+    start = datetime.now(UTC).toordinal() * size
     chosen = {names[(start + number) % len(names)] for number in range(size)}
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary", ":all:"]
         subprocess.run([*command, "--dest", folder, *sorted(chosen)], check=True)
         shipped = read_wheels([Path(folder)])
-    print("compared with the index:", *(f"{name} {facts['version']}" for name, facts in sorted(shipped.items())))
+    print(
+        "compared with the index:", *(f"{name} {facts['version']}" for name, facts in sorted(shipped.items()))
+    )
     return missing(shipped, set(chosen))
 
 
