@@ -15,10 +15,14 @@ import tempfile
 import zipfile
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
 
 from packaging.utils import canonicalize_name, parse_wheel_filename
 
 from ptc_worker.dependencies import import_table
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
 
 SNAPSHOT = Path(__file__).with_name("unit") / "shipped.json"
 _CODE = (".py", ".so")
@@ -60,7 +64,7 @@ def read_wheels(folders: list[Path]) -> dict[str, dict[str, object]]:
     }
 
 
-def missing(shipped: dict[str, dict[str, object]], names: set[str]) -> list[str]:
+def missing(shipped: dict[str, dict[str, object]], names: Collection[str]) -> list[str]:
     """Say what the table promises of these distributions and their wheels do not hold."""
     told = []
     for module, distribution in import_table().items():
@@ -96,7 +100,7 @@ def sample(size: int) -> list[str]:
     print(
         "compared with the index:", *(f"{name} {facts['version']}" for name, facts in sorted(shipped.items()))
     )
-    return missing(shipped, set(chosen))
+    return missing(shipped, chosen)
 
 
 if __name__ == "__main__":
