@@ -34,7 +34,7 @@ BASE_REQUIREMENTS = ("pytest>=9,<10", "pytest-asyncio>=1,<2")
 """What every environment holds: the runner of the tests."""
 
 _INSIDE = Path(__file__).with_name("sandbox") / "inside"
-_READY = "ptc-ready-bytes"
+_READY = "ptc-ready"
 """Mark of a whole environment: it holds the bytes that the environment takes, and is touched at each use."""
 
 
@@ -192,7 +192,8 @@ def _shrink(cache_dir: Path, most: int) -> None:
     for folder in folders:
         try:
             mark = folder / _READY
-            marks.append((mark.stat().st_mtime, int(mark.read_text()), folder))
+            # Versions before this one left it empty, and may still run beside us.
+            marks.append((mark.stat().st_mtime, int(mark.read_text() or 0), folder))
         except OSError:
             _remove(folder, only_leftovers=True)
     size = sum(taken for _, taken, _ in marks)

@@ -285,6 +285,15 @@ def test_an_environment_in_use_is_never_removed(settings: WorkerSettings) -> Non
         hold(folder)
 
 
+def test_an_environment_of_an_older_version_is_no_leftover(settings: WorkerSettings) -> None:
+    """Its mark tells no size, and workers that know of no holds may be using it."""
+    folder = build(settings, "ptc-one")
+    (folder / "ptc-ready").write_text("")
+    sweep(settings)
+
+    assert (folder / "bin" / "pytest").exists()
+
+
 def test_a_killed_worker_holds_nothing(settings: WorkerSettings) -> None:
     """Its locks go with it."""
     with python(USE, "ptc-one", settings=settings) as worker:
