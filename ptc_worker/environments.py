@@ -98,7 +98,7 @@ def _wanted(requirements: Sequence[str]) -> list[str]:
 
 @cache
 def _inside_digest() -> str:
-    sources = sorted(_INSIDE.glob("*.py"))
+    sources = sorted(path for path in _INSIDE.rglob("*") if path.is_file() and path.suffix != ".pyc")
     return hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()
 
 
