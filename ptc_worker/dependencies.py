@@ -7,16 +7,19 @@ import re
 import sys
 import tomllib
 from collections import deque
+from configparser import Error as ConfigParserError
+from configparser import RawConfigParser
 from dataclasses import dataclass
 from functools import cache
+from itertools import accumulate
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.utils import canonicalize_name
 
 from ptc_contracts.progress import Outcome, Verdict
-from ptc_worker.gate import syntax_tree
+from ptc_worker.gate import syntax_tree, toml_tree
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Sequence
@@ -52,26 +55,31 @@ def needs_of(
 ) -> Needs:
     """Find out what has to be installed for a draft.
 
-    What the plan names is trusted unless `allowed` restricts it. What only the draft names (its imports and
-    its `requirements.txt`) is installed if the curated table knows it, and is reported otherwise: models
-    invent package names, and others register what models invent.
+    What the plan names is trusted unless `allowed` restricts it. What only the draft names (its imports, its
+    `requirements.txt`, `pyproject.toml` and `setup.cfg`) is installed if the curated table knows it, and is
+    reported otherwise: models invent package names, and others register what models invent. Of several
+    distributions that bring the same module one is installed.
     """
     trusted, warnings = _trusted(plan_dependencies, allowed)
     table = import_table()
-    known = {canonicalize_name(name) for name in table.values()}
+    curated = _curated_names()
     chosen = dict(trusted)
     unknown = []
-    for requirement, where in _declared(files):
-        name = canonicalize_name(requirement.name)
-        if name in chosen or name in _AUTHORS_TOOLS or _is_there(requirement):
+    for declared in _declared(files):
+        requirement = declared.requirement
+        named = canonicalize_name(requirement.name)
+        name = curated.get(named, named)
+        if chosen.keys() & {named, name, *_rivals(name)} or named in _AUTHORS_TOOLS or _is_there(requirement):
             continue
-        if name in known and _may(name, allowed):
-            chosen[name] = str(requirement)
-        else:
-            unknown.append(f"{where} names the package {requirement.name!r}, which is not available here")
+        if named in curated and _may(name, allowed):
+            chosen[name] = str(requirement) if name == named else name
+        elif not declared.optional:
+            unknown.append(
+                f"{declared.where} names the package {requirement.name!r}, which is not available here"
+            )
     for module, where in _imports(files, table).items():
         distribution = canonicalize_name(table.get(module, module))
-        if distribution in chosen or _provided_by(module, trusted):
+        if chosen.keys() & {distribution, *_others_with(module)} or _provided_by(module, trusted):
             continue
         if module not in table and _resembles(module, trusted):
             continue
@@ -99,12 +107,43 @@ def missing_verdict(sentences: Sequence[str]) -> Verdict:
     )
 
 
-@cache
 def import_table() -> dict[str, str]:
-    """Read the curated table: module to distribution."""
-    with Path(__file__).with_name("imports.toml").open("rb") as file:
-        table: dict[str, str] = tomllib.load(file)["modules"]
+    """Read the curated table: module to distribution; of a namespace, its parts (`google.protobuf`)."""
+    table: dict[str, str] = _tables()["modules"]
     return table
+
+
+@cache
+def _tables() -> dict[str, Any]:
+    with Path(__file__).with_name("imports.toml").open("rb") as file:
+        return tomllib.load(file)
+
+
+@cache
+def _curated_names() -> dict[str, str]:
+    """Map each name that stands in the table, and each other one for the same modules, to the one that is installed."""
+    table = import_table()
+    others = {
+        name: table[module]
+        for module, names in _tables()["others"].items()
+        for name in names
+        if module in table
+    }
+    return {
+        canonicalize_name(name): canonicalize_name(distribution)
+        for name, distribution in (others | {name: name for name in table.values()}).items()
+    }
+
+
+def _others_with(module: str) -> frozenset[str]:
+    """Name the distributions beside the table's that bring a module."""
+    return frozenset(canonicalize_name(name) for name in _tables()["others"].get(module, ()))
+
+
+@cache
+def _rivals(distribution: str) -> frozenset[str]:
+    """Name the distributions that bring the same modules as one of the table's."""
+    return frozenset(name for name, installed in _curated_names().items() if installed == distribution)
 
 
 def _trusted(
@@ -138,44 +177,121 @@ def _may(name: str, allowed: Collection[str] | None) -> bool:
 
 
 def _provided_by(module: str, trusted: Collection[str]) -> bool:
-    """Tell whether a trusted distribution may well bring a module of another name (`python-foo`, `foo-bar`)."""
-    wanted = canonicalize_name(module)
+    """Tell whether a trusted distribution may well bring a module of another name (`python-foo`, `foo-bar`).
+
+    A part of a namespace that the table does not have may come with any package of that namespace.
+    """
+    wanted = canonicalize_name(module if module in import_table() else module.partition(".")[0])
     parts = {part for name in trusted for part in (name, *name.split("-"), name.replace("-", ""))}
     return wanted in parts or wanted.replace("-", "") in parts
 
 
 def _resembles(module: str, trusted: Collection[str]) -> bool:
     """Tell whether a trusted distribution's name holds the module's (`pyzmq`, `grpcio`): its tests will tell."""
-    wanted = canonicalize_name(module).replace("-", "")
+    wanted = canonicalize_name(module.partition(".")[0]).replace("-", "")
     return len(wanted) > 2 and any(wanted in name.replace("-", "") for name in trusted)  # noqa: PLR2004
 
 
-def _declared(files: Sequence[CodeArtifact]) -> Iterator[tuple[Requirement, str]]:
-    """Read what the draft's own requirements files ask for; options and addresses in them are left out."""
+@dataclass(frozen=True)
+class _Declared:
+    """What a file of the draft says it needs."""
+
+    requirement: Requirement
+    where: str
+    optional: bool = False
+    """Whether it may be for other purposes than its tests: documentation, releases."""
+
+
+def _declared(files: Sequence[CodeArtifact]) -> Iterator[_Declared]:
+    """Read what the draft's own files ask for; options and addresses, and what is for other Pythons, are left out."""
     for file in files:
-        if not re.fullmatch(r"requirements[\w-]*\.txt", PurePosixPath(file.file_path).name):
-            continue
-        for line in file.content.splitlines():
-            text = line.partition("#")[0].strip()
+        for text, optional in _lines(file):
             try:
-                requirement = Requirement(text)
+                requirement = Requirement(text.partition("#")[0].strip())
             except InvalidRequirement:
                 continue
-            if not requirement.url:
-                yield requirement, file.file_path
+            if not requirement.url and (requirement.marker is None or requirement.marker.evaluate()):
+                yield _Declared(requirement, file.file_path, optional)
+
+
+def _lines(file: CodeArtifact) -> Iterator[tuple[str, bool]]:
+    """Give the requirements that a file lists, each with whether it is optional."""
+    match PurePosixPath(file.file_path).name:
+        case name if re.fullmatch(r"requirements[\w-]*\.txt", name):
+            yield from ((line, False) for line in file.content.splitlines())
+        case "pyproject.toml":
+            tree = toml_tree(file.content) or {}
+            yield from _project_lines(tree)
+            yield from _poetry_lines(tree)
+        case "setup.cfg":
+            yield from _setup_lines(file.content)
+
+
+def _project_lines(tree: dict[str, Any]) -> Iterator[tuple[str, bool]]:
+    itself = re.compile(rf"{re.escape(str(_at(tree, 'project').get('name')))}\s*\[", re.IGNORECASE)
+    yield from ((text, False) for text in _texts(_at(tree, "project").get("dependencies")))
+    for group in (
+        *_at(tree, "project", "optional-dependencies").values(),
+        *_at(tree, "dependency-groups").values(),
+    ):
+        yield from ((text, True) for text in _texts(group) if not itself.match(text))
+
+
+def _poetry_lines(tree: dict[str, Any]) -> Iterator[tuple[str, bool]]:
+    """Give Poetry's names; its versions (`^1.2`) are its own."""
+    poetry = _at(tree, "tool", "poetry")
+    yield from ((name, False) for name in _at(poetry, "dependencies"))
+    yield from ((name, True) for name in _at(poetry, "dev-dependencies"))
+    for group in _at(poetry, "group"):
+        yield from ((name, True) for name in _at(poetry, "group", group, "dependencies"))
+
+
+def _setup_lines(content: str) -> Iterator[tuple[str, bool]]:
+    parser = RawConfigParser()
+    try:
+        parser.read_string(content)
+    except ConfigParserError:
+        return
+    yield from ((line, False) for line in parser.get("options", "install_requires", fallback="").splitlines())
+    if parser.has_section("options.extras_require"):
+        for _, lines in parser.items("options.extras_require"):
+            yield from ((line, True) for line in lines.splitlines())
+
+
+def _at(tree: dict[str, Any], *path: str) -> dict[str, Any]:
+    """Go down a tree that a model wrote; where there is no table, find an empty one."""
+    for name in path:
+        below = tree.get(name)
+        tree = below if isinstance(below, dict) else {}
+    return tree
+
+
+def _texts(value: object) -> list[str]:
+    return [text for text in value if isinstance(text, str)] if isinstance(value, list) else []
 
 
 def _imports(files: Sequence[CodeArtifact], table: Collection[str]) -> dict[str, str]:
-    """Find every top-level module the draft imports from outside, with the place of its first import."""
+    """Find what the draft imports from outside, with the place of its first import.
+
+    A module is named as the table has it; one that the table does not have by its top, or whole in a namespace.
+    """
     own = _own_modules(files, table)
+    namespaces = {key.partition(".")[0] for key in table if "." in key}
     found: dict[str, str] = {}
     for file in files:
         tree = syntax_tree(file.content) if file.file_path.endswith(".py") else None
         for node, module in _imported(tree) if tree else ():
             top = module.partition(".")[0]
             if top not in own and top not in sys.stdlib_module_names and top not in _TEST_MODULES:
-                found.setdefault(top, f"{file.file_path}:{node.lineno}")
+                unlisted = module if top in namespaces else top
+                found.setdefault(_listed(module, table) or unlisted, f"{file.file_path}:{node.lineno}")
     return found
+
+
+def _listed(module: str, table: Collection[str]) -> str | None:
+    """Find the entry of the table that a dotted name belongs to."""
+    parents = accumulate(module.split("."), "{}.{}".format)
+    return next((parent for parent in parents if parent in table), None)
 
 
 _TEST_MODULES = frozenset({"pytest", "_pytest", "pytest_asyncio", "conftest"})
@@ -190,7 +306,7 @@ def _imported(tree: ast.Module) -> Iterator[tuple[ast.stmt, str]]:
             case ast.Import():
                 yield from ((node, alias.name) for alias in node.names)
             case ast.ImportFrom(module=str(module), level=0):
-                yield node, module
+                yield from ((node, f"{module}.{alias.name}") for alias in node.names)
             case ast.Try(handlers=[_, *_]):
                 queue += [*node.orelse, *node.finalbody]
             case ast.If(test=ast.Name(id="TYPE_CHECKING") | ast.Attribute(attr="TYPE_CHECKING")):
@@ -208,4 +324,5 @@ def _own_modules(files: Sequence[CodeArtifact], table: Collection[str]) -> set[s
         PurePosixPath(f.file_path).with_suffix("") for f in files if f.file_path.endswith((".py", ".pyi"))
     ]
     tops = {path.parts[path.parts[0] == "src" :][0] for path in paths if path.parts != ("src",)}
-    return tops | {part for path in paths for part in path.parts if part not in table}
+    listed = {module.partition(".")[0] for module in table}
+    return tops | {part for path in paths for part in path.parts if part not in listed}

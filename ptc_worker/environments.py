@@ -1,30 +1,32 @@
-"""Python environments for sandboxes: one for each set of packages, built once, read ever after."""
+"""Python environments for sandboxes: one for each set of packages, built once, kept while there is room."""
 
 from __future__ import annotations
 
 import compileall
+import errno
 import fcntl
 import hashlib
 import json
 import os
 import platform
 import shutil
-import signal
-import subprocess
+import stat
 import sys
 import time
-from contextlib import contextmanager, suppress
-from functools import cache, partial
+from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 import structlog
-from uv import find_uv_bin
+
+from ptc_worker.installer import InstallError, NoRoomError, install
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from ptc_worker.halt import Halt
+    from ptc_worker.settings import WorkerSettings
 
 log = structlog.get_logger(__name__)
 
@@ -33,46 +35,126 @@ BASE_REQUIREMENTS = ("pytest>=9,<10", "pytest-asyncio>=1,<2")
 
 _INSIDE = Path(__file__).with_name("sandbox") / "inside"
 _READY = "ptc-ready"
-_MAX_REASON = 1500
+"""Mark of a whole environment: it holds the bytes that the environment takes, and is touched at each use."""
 
 
-class InstallError(Exception):
-    """The packages cannot be installed; the message is the installer's."""
+class CacheDirError(InstallError):
+    """`PTC_CACHE_DIR` cannot be used or has no room: neither plan nor draft can mend that."""
 
 
-def environment(cache_dir: Path, requirements: Sequence[str], timeout: float, halt: Halt) -> Path:
-    """Return the folder of an environment that holds these packages, building it if need be.
+@contextmanager
+def environment(
+    settings: WorkerSettings, requirements: Sequence[str], timeout: float, halt: Halt
+) -> Iterator[Path]:
+    """Give the folder of an environment that holds these packages, built if need be; nobody removes it meanwhile.
 
     Only wheels are installed, for building a source distribution runs its code outside the sandbox. The
-    index is reached here, with the installer's own variables (`UV_…`) and no secret of ours.
+    index is reached here, with the installer's own variables (`UV_…`) and no secret of ours. Its files can be
+    read by every user.
 
     Raises:
-        InstallError: the set cannot be installed.
-        TimeoutError: installing took too long.
+        InstallError: the set cannot be installed; as CacheDirError if that is neither plan's nor draft's fault.
+        TimeoutError: installing took longer than `timeout` seconds.
         HaltedError: the work must stop; whoever waits for the same set installs it then.
     """
-    wanted = sorted({*BASE_REQUIREMENTS, *requirements})
-    recipe = json.dumps([platform.python_version(), sys.base_prefix, wanted, _inside_digest()])
-    folder = cache_dir / "environments" / hashlib.sha256(recipe.encode()).hexdigest()[:24]
-    if (folder / _READY).exists():
-        return folder
-    deadline = time.monotonic() + timeout
+    folder = _folder(settings.ptc_cache_dir, requirements)
+    with _in_use(settings, folder, requirements, time.monotonic() + timeout, halt):
+        yield folder
+
+
+def hold(folder: Path) -> BinaryIO:
+    """Keep an environment from being removed beyond the block that gave its folder, until this is closed.
+
+    To be called inside that block; the hold ends with its process, too.
+
+    Raises:
+        CacheDirError: it is being removed, for nobody held it.
+    """
+    lock = _lock(_lock_file(folder), fcntl.LOCK_SH)
+    if lock is None or not (folder / _READY).exists():
+        if lock:
+            lock.close()
+        raise CacheDirError(f"the environment {folder.name} is being removed")
+    return lock
+
+
+def sweep(settings: WorkerSettings) -> None:
+    """Remove what killed workers left behind, and what was least recently used beyond `PTC_CACHE_MAX_MB`.
+
+    What anyone holds stays, and so does the environment without further packages. The installer's own cache
+    goes first: it can be had again for a download.
+    """
+    _shrink(settings.ptc_cache_dir, settings.ptc_cache_max_mb * 2**20)
+
+
+def _folder(cache_dir: Path, requirements: Sequence[str]) -> Path:
+    recipe = json.dumps([platform.python_version(), sys.base_prefix, _wanted(requirements), _inside_digest()])
+    return cache_dir / "environments" / hashlib.sha256(recipe.encode()).hexdigest()[:24]
+
+
+def _wanted(requirements: Sequence[str]) -> list[str]:
+    return sorted({*BASE_REQUIREMENTS, *requirements})
+
+
+@cache
+def _inside_digest() -> str:
+    sources = sorted(path for path in _INSIDE.rglob("*") if path.is_file() and path.suffix != ".pyc")
+    return hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()
+
+
+def _in_use(
+    settings: WorkerSettings, folder: Path, requirements: Sequence[str], deadline: float, halt: Halt
+) -> BinaryIO:
+    """Build what is missing; return the shared lock on what is there."""
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
+        for made in (settings.ptc_cache_dir, folder.parent):
+            if not made.exists():
+                made.mkdir(parents=True, exist_ok=True)
+                made.chmod(0o755)
+        while True:
+            lock = _locked(_lock_file(folder), fcntl.LOCK_SH, deadline, halt)
+            if (folder / _READY).exists():
+                os.utime(folder / _READY)
+                return lock
+            lock.close()
+            with _locked(_lock_file(folder), fcntl.LOCK_EX, deadline, halt):
+                if not (folder / _READY).exists():
+                    _build(settings, folder, _wanted(requirements), deadline, halt)
+    except TimeoutError:
+        raise
+    except NoRoomError as error:
+        raise CacheDirError(f"PTC_CACHE_DIR ({settings.ptc_cache_dir}) has no room: {error}") from error
     except OSError as error:
-        raise InstallError(f"PTC_CACHE_DIR cannot be used: {error}") from error
-    with _locked(folder.with_suffix(".lock"), deadline, halt):
-        if not (folder / _READY).exists():
-            log.info("environment_building", packages=wanted)
-            shutil.rmtree(folder, ignore_errors=True)
-            _uv(cache_dir, deadline, halt, "venv", "--quiet", "--python", sys.executable, str(folder))
-            python = str(folder / "bin" / "python")
-            options = ("--quiet", "--python", python, "--only-binary", ":all:", "--compile-bytecode")
-            # Copies, not links: what is mounted into a sandbox must not be the installer's own cache.
-            _uv(cache_dir, deadline, halt, "pip", "install", *options, "--link-mode", "copy", "--", *wanted)
-            _copy_inside(folder)
-            (folder / _READY).touch()
-    return folder
+        raise CacheDirError(f"PTC_CACHE_DIR cannot be used: {error}") from error
+
+
+def _build(
+    settings: WorkerSettings, folder: Path, wanted: Sequence[str], deadline: float, halt: Halt
+) -> None:
+    """Build an environment; on a full disk once more, after everything that nobody uses has gone."""
+    cache_dir = settings.ptc_cache_dir
+    log.info("environment_building", packages=wanted)
+    try:
+        _build_once(cache_dir, folder, wanted, deadline, halt)
+    except NoRoomError as error:
+        log.warning("cache_dir_full", reason=str(error))
+        _shrink(cache_dir, 0)
+        _build_once(cache_dir, folder, wanted, deadline, halt)
+    sweep(settings)
+
+
+def _build_once(cache_dir: Path, folder: Path, wanted: Sequence[str], deadline: float, halt: Halt) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    try:
+        with _locked(_lock_file(cache_dir / "uv"), fcntl.LOCK_SH, deadline, halt):
+            install(cache_dir, folder, wanted, deadline, halt)
+        _copy_inside(folder)
+        _mark_ready(folder, _opened_to_all(folder))
+    except BaseException as error:
+        shutil.rmtree(folder, ignore_errors=True)
+        if isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}:
+            raise NoRoomError(str(error)) from error
+        raise
 
 
 def _copy_inside(folder: Path) -> None:
@@ -83,65 +165,103 @@ def _copy_inside(folder: Path) -> None:
     compileall.compile_dir(target, quiet=2)
 
 
-@cache
-def _inside_digest() -> str:
-    sources = sorted(_INSIDE.glob("*.py"))
-    return hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()
+def _mark_ready(folder: Path, size: int) -> None:
+    written = folder / f"{_READY}.new"
+    written.write_text(str(size))
+    written.chmod(0o644)
+    written.rename(folder / _READY)
 
 
-def _uv(cache_dir: Path, deadline: float, halt: Halt, *arguments: str) -> None:
-    passed = {
-        name: value
-        for name, value in os.environ.items()
-        if name.startswith(("UV_", "SSL_CERT_"))
-        or name.lower() in {"http_proxy", "https_proxy", "no_proxy", "all_proxy"}
-    }
-    env = {
-        "PATH": os.defpath,
-        "HOME": str(cache_dir),
-        "UV_CACHE_DIR": str(cache_dir / "uv"),
-        "NO_COLOR": "1",
-        **passed,
-    }
-    with subprocess.Popen(  # noqa: S603 the installer we depend on; packages go behind --
-        [find_uv_bin(), *arguments],
-        env=env,
-        cwd=cache_dir,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    ) as process:
+def _opened_to_all(folder: Path) -> int:
+    """Let every user read a tree, whatever the umask was; return the bytes that it takes on disk."""
+    size = 0
+    for path in (folder, *folder.rglob("*")):
+        facts = path.lstat()
+        size += facts.st_blocks * 512
+        mode = stat.S_IMODE(facts.st_mode)
+        runnable = stat.S_ISDIR(facts.st_mode) or mode & stat.S_IXUSR
+        if not stat.S_ISLNK(facts.st_mode):
+            path.chmod(mode | (0o555 if runnable else 0o444))
+    return size
+
+
+def _shrink(cache_dir: Path, most: int) -> None:
+    """Remove leftovers, then the installer's cache, then the least recently used, until at most so many bytes stay."""
+    folders = {path.with_suffix("") for path in (cache_dir / "environments").glob("*")}
+    marks = []
+    for folder in folders:
         try:
-            with halt.calling(partial(_kill, process)):
-                _, reason = process.communicate(timeout=max(0.0, deadline - time.monotonic()))
-        except subprocess.TimeoutExpired:
-            raise TimeoutError("installing the packages took too long") from None
-        finally:
-            _kill(process)
-    if process.returncode != 0:
-        raise InstallError(reason.strip()[-_MAX_REASON:] or f"uv ended with {process.returncode}")
+            mark = folder / _READY
+            # Versions before this one left it empty, and may still run beside us.
+            marks.append((mark.stat().st_mtime, int(mark.read_text() or 0), folder))
+        except OSError:
+            _remove(folder, only_leftovers=True)
+    size = sum(taken for _, taken, _ in marks)
+    downloads = cache_dir / "uv"
+    if downloads.exists():
+        size += (held := _disk_usage(downloads))
+        if size > most and _remove(downloads):
+            size -= held
+    for _, taken, folder in sorted(marks):
+        if size <= most:
+            break
+        if folder != _folder(cache_dir, ()) and _remove(folder):
+            log.info("environment_removed", environment=folder.name, megabytes=taken >> 20)
+            size -= taken
 
 
-def _kill(process: subprocess.Popen[str]) -> None:
-    """End an installer that still runs, and the compilers that it has started."""
-    if process.poll() is None:
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-
-
-@contextmanager
-def _locked(path: Path, deadline: float, halt: Halt) -> Iterator[None]:
-    """Hold a lock; wait for whoever builds the same set just now, but not past the deadline."""
-    with path.open("w") as file:
-        while True:
-            halt.check()
+def _disk_usage(folder: Path) -> int:
+    """Add up the bytes below a folder, while others may be changing it."""
+    size = 0
+    for place, _, files in os.walk(folder):
+        for name in files:
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() >= deadline:
-                    raise TimeoutError("waiting for another installation took too long") from None
-                time.sleep(0.05)
-        yield
+                size += os.lstat(f"{place}/{name}").st_blocks * 512
+            except FileNotFoundError:
+                continue
+    return size
+
+
+def _remove(folder: Path, *, only_leftovers: bool = False) -> bool:
+    """Remove a folder and its lock unless anyone holds it; the mark first, for we may be killed half-way."""
+    lock = _lock(_lock_file(folder), fcntl.LOCK_EX)
+    if lock is None:
+        return False
+    with lock:
+        if only_leftovers and (folder / _READY).exists():
+            return False
+        (folder / _READY).unlink(missing_ok=True)
+        shutil.rmtree(folder, ignore_errors=True)
+        _lock_file(folder).unlink(missing_ok=True)
+    return True
+
+
+def _lock_file(folder: Path) -> Path:
+    return folder.with_suffix(".lock")
+
+
+def _locked(path: Path, how: int, deadline: float, halt: Halt) -> BinaryIO:
+    """Take a lock; wait for whoever builds the same set just now, but not past the deadline."""
+    while True:
+        halt.check()
+        if lock := _lock(path, how):
+            return lock
+        if time.monotonic() >= deadline:
+            raise TimeoutError("waiting for another installation took too long")
+        time.sleep(0.05)
+
+
+def _lock(path: Path, how: int) -> BinaryIO | None:
+    """Take a lock without waiting; None if it is held otherwise. Closing it lets go, and so does dying."""
+    while True:
+        file = path.open("ab")
+        try:
+            fcntl.flock(file, how | fcntl.LOCK_NB)
+            if path.stat().st_ino == os.fstat(file.fileno()).st_ino:
+                return file
+        except BlockingIOError:
+            file.close()
+            return None
+        except FileNotFoundError:
+            pass
+        file.close()  # whoever held it has removed it since we opened it

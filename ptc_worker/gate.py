@@ -11,7 +11,7 @@ import warnings
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import PurePosixPath
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ptc_contracts.progress import Outcome, Verdict
 from ptc_worker.filetypes import is_free_form, is_pytest_file, language
@@ -82,6 +82,16 @@ def syntax_tree(source: str) -> ast.Module | None:
         with _quiet():
             return ast.parse(source)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return None
+
+
+def toml_tree(source: str) -> dict[str, Any] | None:
+    """Parse TOML; None if it cannot be read or is too long to be."""
+    if len(source) > _MAX_CHARS["toml"]:
+        return None
+    try:
+        return tomllib.loads(source)
+    except (ValueError, RecursionError, MemoryError):
         return None
 
 

@@ -50,8 +50,10 @@ def run_tests(
         HaltedError: the work must stop; nothing of it is left behind.
     """
     deadline = time.monotonic() + seconds
-    folder = environment(settings.ptc_cache_dir, requirements, seconds, halt)
-    with _slot(settings.ptc_sandbox_concurrency, deadline, halt):
+    with (
+        environment(settings, requirements, seconds, halt) as folder,
+        _slot(settings.ptc_sandbox_concurrency, deadline, halt),
+    ):
         for attempt in range(1, _SANDBOX_TRIES + 1):
             left = deadline - time.monotonic()
             if left <= 0:

@@ -90,6 +90,8 @@ class WorkerSettings(BaseSettings):
         default_factory=lambda: Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ptc"
     )
     """Where the environments of installed dependencies are kept."""
+    ptc_cache_max_mb: int = Field(default=10_000, ge=0)
+    """Most mebibytes kept there when nobody uses them: downloads go first, then the least recently used environments."""
     max_concurrent_executions: int = Field(default=10, ge=1)
     """Stages that one worker process works on at a time."""
     ptc_max_deliveries: int = Field(default=5, ge=1)

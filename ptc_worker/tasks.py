@@ -24,9 +24,10 @@ from ptc_contracts.run import LeaseLostError, NotOurs, Run
 from ptc_contracts.stages import Stage
 from ptc_worker.app import app, leases, send, settings, store
 from ptc_worker.dependencies import missing_verdict, needs_of
-from ptc_worker.environments import InstallError
+from ptc_worker.environments import CacheDirError
 from ptc_worker.gate import examine, has_python_tests, red_verdict
 from ptc_worker.halt import HaltedError, Why
+from ptc_worker.installer import InstallError
 from ptc_worker.llm.calls import Answer, Caller, NoAnswerError
 from ptc_worker.llm.loop import run_async
 from ptc_worker.llm.prices import REPLAY_PREFIX
@@ -265,7 +266,7 @@ def _sandbox(hold: Hold) -> Step:
     try:
         verdict, isolation = run_tests(settings(), files, needs.requirements, run.time_left(), hold.halt)
     except InstallError as error:
-        if not needs.drafted:  # no model can mend the plan's own list
+        if not needs.drafted or isinstance(error, CacheDirError):  # no model can mend that
             return progress, spent(progress, str(error))
         return _examined(run, progress, missing_verdict([str(error)]), files)
     progress = progress.noting(_isolation_warnings(isolation), isolation=isolation)

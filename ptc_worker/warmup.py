@@ -9,8 +9,9 @@ import structlog
 
 from ptc_contracts import LLMProvider
 from ptc_contracts.stages import Stage
-from ptc_worker.environments import InstallError, environment
+from ptc_worker.environments import environment, sweep
 from ptc_worker.halt import Halt
+from ptc_worker.installer import InstallError
 from ptc_worker.providers import open_configured
 from ptc_worker.sandbox import prepare_sandboxes
 from ptc_worker.sandbox.protocol import SandboxError
@@ -38,8 +39,9 @@ def warm_up(settings: WorkerSettings, queues: Collection[str]) -> None:
         log.info("providers_ready", configured=names)
     if Stage.SANDBOX.value in queues:
         try:
-            base = environment(settings.ptc_cache_dir, (), _INSTALL_SECONDS, Halt())
-            log.info("sandbox_ready", isolation=prepare_sandboxes(settings, base))
+            with environment(settings, (), _INSTALL_SECONDS, Halt()) as base:
+                sweep(settings)
+                log.info("sandbox_ready", isolation=prepare_sandboxes(settings, base))
         except (InstallError, TimeoutError) as error:
             log.warning("base_environment_not_ready", reason=str(error))
         except SandboxError as error:

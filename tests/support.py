@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ptc_contracts import PTCExecutionPlan
@@ -13,6 +14,8 @@ from ptc_worker.llm.replay.server import ReplayServer
 if TYPE_CHECKING:
     import subprocess
     from collections.abc import Callable, Iterator
+
+    import pytest
 
 
 def make_plan(description: str = "Build API", **fields: Any) -> PTCExecutionPlan:
@@ -42,6 +45,32 @@ def replaying(*recordings: tuple[PTCExecutionPlan, list[str]], **options: Any) -
     finally:
         server.shutdown()
         server.server_close()
+        thread.join()
+
+
+@contextmanager
+def silent_index(patch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
+    """Let installers ask a package index that never answers; yield what is set once one has asked."""
+    asked, over = threading.Event(), threading.Event()
+
+    class Silent(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.set()
+            over.wait()
+
+        def log_message(self, format: str, *args: object) -> None:  # noqa: A002 as http.server has it
+            """Stay quiet."""
+
+    http = ThreadingHTTPServer(("127.0.0.1", 0), Silent)
+    thread = threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
+    thread.start()
+    patch.setenv("UV_DEFAULT_INDEX", f"http://127.0.0.1:{http.server_address[1]}/simple")
+    try:
+        yield asked
+    finally:
+        over.set()
+        http.shutdown()
+        http.server_close()
         thread.join()
 
 

@@ -16,7 +16,7 @@ import time
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, BinaryIO, Self
 
 import structlog
 
@@ -74,6 +74,7 @@ class LocalSandbox:
         self._over = ""
         self._facts: int | None = None
         self._known_pid = 0
+        self._held: BinaryIO | None = None
         self._group: cgroups.Group | None = None
 
     @property
@@ -91,6 +92,10 @@ class LocalSandbox:
     def running(self) -> bool:
         """Whether its agent is alive."""
         return self._process is not None and self._process.poll() is None and not self._over
+
+    def keep(self, held: BinaryIO) -> None:
+        """Close this when the sandbox is gone: it keeps the environment from being removed."""
+        self._held = held
 
     # ── life ───────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -213,6 +218,8 @@ class LocalSandbox:
                 self._facts = None
         if self._group is not None:
             self._group.close()
+        if self._held is not None:
+            self._held.close()
         if self._folder is not None:
             leftovers.remove(self._folder)
             self._folder = None

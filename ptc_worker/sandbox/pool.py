@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
+from ptc_worker.environments import CacheDirError, hold
 from ptc_worker.sandbox import cgroups, leftovers
 from ptc_worker.sandbox.local import LocalSandbox
 from ptc_worker.sandbox.protocol import SandboxError
@@ -68,8 +69,9 @@ class Pool:
     def _prepare(self, environment: Path) -> None:
         box = LocalSandbox(self._settings, environment)
         try:
+            box.keep(hold(environment))
             box.start()
-        except SandboxError as error:
+        except (SandboxError, CacheDirError) as error:
             log.warning("sandbox_not_prepared", error=str(error))
             box.destroy()
             return

@@ -40,5 +40,5 @@ def empty_cluster(tmp_path: Path) -> Iterator[Cluster]:
 def box(settings: WorkerSettings, request: pytest.FixtureRequest) -> Iterator[Sandbox]:
     """A started sandbox of each tier."""
     tier = settings.model_copy(update={"ptc_sandbox_isolation": request.param})
-    with open_sandbox(tier, environment(tier.ptc_cache_dir, (), 120, Halt())) as started:
+    with environment(tier, (), 120, Halt()) as folder, open_sandbox(tier, folder) as started:
         yield started

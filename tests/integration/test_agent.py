@@ -46,27 +46,29 @@ def facts_of(output: bytes) -> dict[str, object]:
 
 
 @pytest.mark.parametrize("isolation", ["bubblewrap", "landlock"])
-def test_a_forked_pytest_cannot_be_told_from_one_that_was_started(ptc_cache: Path, tmp_path: Path, isolation: str) -> None:
+def test_a_forked_pytest_cannot_be_told_from_one_that_was_started(
+    cache: Path, tmp_path: Path, isolation: str
+) -> None:
     """Its modules above all: one more would hide a module of the project that has the same name."""
-    settings = WorkerSettings(ptc_sandbox_isolation=isolation, ptc_cache_dir=ptc_cache)
-    folder = environment(settings.ptc_cache_dir, (), 120, Halt())
-    command = [str(folder / "bin/python"), "-P", "-B", "-m", "pytest", "-q", "-s", "-p", "no:cacheprovider"]
-    command += ["-p", "ptc_inside.pytest_report"]
+    settings = WorkerSettings(ptc_sandbox_isolation=isolation, ptc_cache_dir=cache)
     env = {"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8", "PYTHONHASHSEED": "0", "PTC_KEY": "key"}
     env |= {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTHONDONTWRITEBYTECODE": "1"}
     files = {"test_look.py": LOOK.encode(), "key": bytes(32)}
     for name, content in files.items():
         (tmp_path / name).write_bytes(content)
-    with open_sandbox(settings, folder) as box:
-        box.write(files)
-        forked = box.exec(command, env=env, cwd=".", timeout=60)
-    started = subprocess.run(
-        command,
-        cwd=tmp_path,
-        env={**env, "PTC_EVENTS": os.devnull},
-        capture_output=True,
-        check=True,
-        start_new_session=True,
-    )
+    with environment(settings, (), 120, Halt()) as folder:
+        command = [str(folder / "bin/python"), "-P", "-B", "-m", "pytest", "-q", "-s"]
+        command += ["-p", "no:cacheprovider", "-p", "ptc_inside.pytest_report"]
+        with open_sandbox(settings, folder) as box:
+            box.write(files)
+            forked = box.exec(command, env=env, cwd=".", timeout=60)
+        started = subprocess.run(
+            command,
+            cwd=tmp_path,
+            env={**env, "PTC_EVENTS": os.devnull},
+            capture_output=True,
+            check=True,
+            start_new_session=True,
+        )
 
     assert facts_of(forked.stdout) == facts_of(started.stdout)

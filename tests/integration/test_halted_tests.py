@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import sys
-import threading
 import traceback
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING
 
 import psutil
 import pytest
-from support import until
+from support import silent_index, until
 
 from ptc_worker.environments import environment
 from ptc_worker.filetypes import artifact
@@ -83,30 +80,10 @@ def start_tests(
     return threads.submit(run_tests, settings, files, (), 60, halt)
 
 
-@contextmanager
-def silent_index(patch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
-    """Let installers ask a package index that never answers; yield what is set once one has asked."""
-    asked, over = threading.Event(), threading.Event()
-
-    class Silent(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            asked.set()
-            over.wait()
-
-        def log_message(self, format: str, *args: object) -> None:  # noqa: A002 as http.server has it
-            """Stay quiet."""
-
-    http = ThreadingHTTPServer(("127.0.0.1", 0), Silent)
-    thread = threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
-    thread.start()
-    patch.setenv("UV_DEFAULT_INDEX", f"http://127.0.0.1:{http.server_address[1]}/simple")
-    try:
-        yield asked
-    finally:
-        over.set()
-        http.shutdown()
-        http.server_close()
-        thread.join()
+def install(settings: WorkerSettings, halt: Halt) -> Path:
+    """Get an environment with one more package."""
+    with environment(settings, ("iniconfig<3",), 60, halt) as folder:
+        return folder
 
 
 @pytest.mark.parametrize("moment", ["at once", "when the supervisor is there", "when it runs"])
@@ -184,7 +161,7 @@ def test_an_installation_can_be_halted(
     """The installer is gone when the halt is told."""
     halt = Halt()
     with silent_index(monkeypatch) as asked:
-        work = threads.submit(environment, settings.ptc_cache_dir, ("iniconfig<3",), 60, halt)
+        work = threads.submit(install, settings, halt)
         asked.wait()
         halt.set(Why.LEASE_LOST)
 
@@ -199,10 +176,9 @@ def test_waiting_for_an_installation_can_be_halted(
     """The installation that is waited for goes on."""
     first, second = Halt(), Halt()
     with silent_index(monkeypatch) as asked:
-        wanted = (settings.ptc_cache_dir, ("iniconfig<3",), 60)
-        installing = threads.submit(environment, *wanted, first)
+        installing = threads.submit(install, settings, first)
         asked.wait()
-        waiting = threads.submit(environment, *wanted, second)
+        waiting = threads.submit(install, settings, second)
         until(lambda: anyone_in("_locked"))
         second.set(Why.CANCELLED)
 
@@ -219,11 +195,10 @@ def test_who_waits_for_a_halted_installation_does_it_himself(
 ) -> None:
     """The halt is for one run; the environment is built for the other, on the remains of the first try."""
     halt = Halt()
-    wanted = (settings.ptc_cache_dir, ("iniconfig<3",), 60)
     with monkeypatch.context() as patch, silent_index(patch) as asked:
-        halted = threads.submit(environment, *wanted, halt)
+        halted = threads.submit(install, settings, halt)
         asked.wait()
-        waiting = threads.submit(environment, *wanted, Halt())
+        waiting = threads.submit(install, settings, Halt())
         until(lambda: anyone_in("_locked"))
         patch.undo()
         halt.set(Why.CANCELLED)

@@ -13,12 +13,6 @@ import psutil
 import pytest
 from support import until
 
-from ptc_worker.environments import environment
-from ptc_worker.halt import Halt
-from ptc_worker.sandbox import open_sandbox
-from ptc_worker.sandbox.protocol import SandboxError
-from ptc_worker.settings import WorkerSettings
-
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -72,17 +66,23 @@ def temporary(tmp_path: Path) -> Iterator[Path]:
 
 
 @pytest.mark.parametrize("isolation", ["bubblewrap", "landlock"])
-def test_a_worker_killed_amid_twenty_runs_leaves_nothing(ptc_cache: Path, temporary: Path, isolation: str) -> None:
+def test_a_worker_killed_amid_twenty_runs_leaves_nothing(
+    cache: Path, temporary: Path, isolation: str
+) -> None:
     """No process and no mount at once; no file and no control group once the next one has started."""
     temporary.mkdir(mode=0o755)
     marker, mounts, before = f"61{os.getpid()}.25", Path("/proc/mounts").read_text(), groups()
-    settings = {"PTC_SANDBOX_ISOLATION": isolation, "PTC_CACHE_DIR": str(ptc_cache), "TMPDIR": str(temporary)}
+    settings = {"PTC_SANDBOX_ISOLATION": isolation, "PTC_CACHE_DIR": str(cache), "TMPDIR": str(temporary)}
     settings |= {"PTC_SANDBOX_CONCURRENCY": "6"}
     worker = subprocess.Popen(
         [sys.executable, "-c", WORKER.replace("{runs}", str(RUNS)), marker], env={**os.environ, **settings}
     )
     until(lambda: len(processes(marker)) >= 6)
-    agents = [process for process in processes("ptc_inside.agent") if worker.pid in {p.pid for p in process.parents()}]
+    agents = [
+        process
+        for process in processes("ptc_inside.agent")
+        if worker.pid in {p.pid for p in process.parents()}
+    ]
     worker.send_signal(signal.SIGKILL)
     worker.wait()
     until(lambda: not processes(marker))
@@ -91,13 +91,11 @@ def test_a_worker_killed_amid_twenty_runs_leaves_nothing(ptc_cache: Path, tempor
     assert Path("/proc/mounts").read_text() == mounts
     if isolation == "bubblewrap":
         assert not list(temporary.glob("*/*"))
-    start = "from ptc_worker.sandbox import prepare_sandboxes; from ptc_worker.environments import environment\n"
+    start = (
+        "from ptc_worker.sandbox import prepare_sandboxes; from ptc_worker.environments import environment\n"
+    )
     start += "from ptc_worker.settings import WorkerSettings; from ptc_worker.halt import Halt; s = WorkerSettings()\n"
-    start += "prepare_sandboxes(s, environment(s.ptc_cache_dir, (), 120, Halt()))"
+    start += "with environment(s, (), 120, Halt()) as folder:\n    prepare_sandboxes(s, folder)"
     subprocess.run([sys.executable, "-c", start], env={**os.environ, **settings}, check=True)
     assert {path.suffix for path in temporary.iterdir()} <= {".lock"}
     assert groups() <= before
-
-
-def test_a_full_disk_is_told_and_nothing_is_left(ptc_cache: Path, temporary: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The sandbox that needs a directory cannot be had; the one in memory does not notice."""

@@ -145,7 +145,7 @@ def test_a_worker_that_is_killed_takes_its_sandboxes_along(tmp_path: Path) -> No
         "from ptc_worker.sandbox import open_sandbox; from ptc_worker.settings import WorkerSettings\n"
         "from ptc_worker.environments import environment; from ptc_worker.halt import Halt\n"
         "s = WorkerSettings()\n"
-        "with open_sandbox(s, environment(s.ptc_cache_dir, (), 120, Halt())) as box:\n"
+        "with environment(s, (), 120, Halt()) as folder, open_sandbox(s, folder) as box:\n"
         f"    box.exec(['/bin/sh', '-c', 'echo; setsid sleep {marker}'], env={{'PATH': '/usr/bin:/bin'}}, cwd='.', timeout=99)\n"
     )
     worker = psutil.Popen([sys.executable, "-c", script], env={**os.environ, "TMPDIR": str(tmp_path)})
@@ -159,7 +159,7 @@ def test_a_worker_that_is_killed_takes_its_sandboxes_along(tmp_path: Path) -> No
 
 def test_a_destroyed_sandbox_is_gone(settings: WorkerSettings) -> None:
     """Destroying twice is fine; using it is an error; its files are removed, whatever rights they had."""
-    with open_sandbox(settings, environment(settings.ptc_cache_dir, (), 120, Halt())) as box:
+    with environment(settings, (), 120, Halt()) as folder, open_sandbox(settings, folder) as box:
         shell(box, "mkdir -p deep/er && touch deep/er/file && chmod 000 deep/er")
         root = Path(box.root)
     box.destroy()
@@ -172,7 +172,7 @@ def test_a_destroyed_sandbox_is_gone(settings: WorkerSettings) -> None:
 def test_a_tree_without_end_is_removed_too(settings: WorkerSettings) -> None:
     """Deeper than Python can recurse, and with its rights taken away."""
     settings = settings.model_copy(update={"ptc_sandbox_isolation": "landlock"})
-    with open_sandbox(settings, environment(settings.ptc_cache_dir, (), 120, Halt())) as box:
+    with environment(settings, (), 120, Halt()) as folder, open_sandbox(settings, folder) as box:
         script = "i=0; while [ $i -lt 1500 ]; do mkdir d && cd -P d || break; i=$((i+1)); done; chmod 000 ."
         shell(box, script, timeout=60)
         parent = Path(box.root).parent

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sys
+from importlib.metadata import packages_distributions
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from shipped import SNAPSHOT, modules_of
 
 from ptc_contracts.progress import Outcome
 from ptc_worker.dependencies import Needs, import_table, missing_verdict, needs_of
@@ -208,7 +211,68 @@ def test_a_namespace_that_no_package_of_the_plan_brings_is_unknown() -> None:
 
     assert needs.requirements == ("requests",)
     assert len(needs.unknown) == 1
-    assert "'google'" in needs.unknown[0]
+    assert "'google.cloud.storage'" in needs.unknown[0]
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import google.protobuf",
+        "from google import protobuf",
+        "from google.protobuf import message",
+        "import google.protobuf.message as m",
+    ],
+)
+def test_a_part_of_a_namespace_is_known_by_itself(code: str) -> None:
+    """`google.protobuf` is one package, whatever else is called `google`."""
+    needs = _needs(code=code)
+
+    assert (needs.requirements, needs.unknown) == (("protobuf",), ())
+
+
+def test_a_neighbour_in_the_namespace_does_not_bring_what_the_table_knows() -> None:
+    """A plan that names one part of a namespace has not named the others."""
+    needs = _needs("zope.event", code="import zope.interface\nimport zope.event\n")
+
+    assert (needs.requirements, needs.unknown) == (("zope-interface", "zope.event"), ())
+
+
+@pytest.mark.parametrize(
+    ("plan", "code", "listed"),
+    [
+        ("opencv-python", "import cv2", ""),
+        ("opencv-contrib-python-headless>=4", "import cv2", "opencv-python-headless\n"),
+        ("psycopg2", "import psycopg2", "psycopg2-binary==2.9\n"),
+        ("PyMySQL", "import pymysql", "pymysql\n"),
+        ("fpdf", "import fpdf", "fpdf2\n"),
+        ("opencv-python", "import cv2", "opencv-contrib-python\n"),
+    ],
+)
+def test_of_several_packages_with_one_module_the_plans_own_is_installed_alone(
+    plan: str, code: str, listed: str
+) -> None:
+    """Two of them would overwrite each other's files."""
+    needs = _needs(plan, code=code, files={"requirements.txt": listed})
+
+    assert (needs.requirements, needs.drafted, needs.unknown) == ((plan,), False, ())
+
+
+def test_of_several_packages_with_one_module_a_draft_gets_the_tables() -> None:
+    """It is the one that can be installed here; the version that the draft gave was the other's."""
+    needs = _needs(
+        code="import cv2\nimport psycopg2\n",
+        files={"requirements.txt": "opencv-python==4.1\nopencv-contrib-python\npsycopg2>=2\n"},
+    )
+
+    assert (needs.requirements, needs.unknown) == (("opencv-python-headless", "psycopg2-binary"), ())
+
+
+def test_the_operator_decides_on_what_is_installed_instead() -> None:
+    """A package that is left out does not come in another's place."""
+    needs = _needs(allowed={"opencv-python"}, files={"requirements.txt": "opencv-python\n"})
+
+    assert needs.requirements == ()
+    assert len(needs.unknown) == 1
 
 
 def test_a_requirements_file_of_the_draft_is_read_like_its_imports() -> None:
@@ -261,6 +325,88 @@ def test_a_file_that_cannot_be_parsed_takes_nothing_from_the_others(content: str
     assert (needs.requirements, needs.unknown) == (("pyyaml",), ())
 
 
+PYPROJECT = """
+[project]
+name = "Mine"
+dependencies = ["requests==2.31.0", "made-up", "tomli; python_version < '3'"]
+[project.optional-dependencies]
+test = ["httpx>=0.20", "pytest"]
+all = ["mine[test]", "made-up-docs"]
+[dependency-groups]
+dev = ["PyYAML", {include-group = "test"}, "ruff", "made-up-tool"]
+[build-system]
+requires = ["flask"]
+"""
+
+POETRY = """
+[tool.poetry.dependencies]
+python = "^3.11"
+requests = "^2.31"
+made-up = {version = "*", extras = ["x"]}
+[tool.poetry.dev-dependencies]
+httpx = "*"
+made-up-docs = "*"
+[tool.poetry.group.dev.dependencies]
+pyyaml = "*"
+"""
+
+SETUP = """
+[metadata]
+name = mine
+[options]
+install_requires =
+    requests==2.31.0
+    made-up
+[options.extras_require]
+dev =
+    httpx>=0.20
+    PyYAML
+    made-up-docs
+"""
+
+
+@pytest.mark.parametrize(
+    ("path", "content", "requirements"),
+    [
+        ("pyproject.toml", PYPROJECT, ("PyYAML", "httpx>=0.20", "requests==2.31.0")),
+        ("pyproject.toml", POETRY, ("httpx", "pyyaml", "requests")),
+        ("backend/setup.cfg", SETUP, ("PyYAML", "httpx>=0.20", "requests==2.31.0")),
+    ],
+)
+def test_a_drafts_project_file_is_read_like_its_requirements(
+    path: str, content: str, requirements: tuple[str, ...]
+) -> None:
+    """What the project needs must be known to the table; of its extras and groups only what the table knows counts."""
+    needs = _needs(files={path: content})
+
+    assert (needs.requirements, needs.drafted) == (requirements, True)
+    assert needs.unknown == (f"{path} names the package 'made-up', which is not available here",)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "[project",
+        "project = 3",
+        "[project]\ndependencies = 'requests'",
+        "[project]\ndependencies = [1, {a = 2}, '', 'requests @ https://example.org/a.whl']",
+        "[project]\noptional-dependencies = ['requests']",
+        "[project.optional-dependencies]\na = 1",
+        "[tool]\npoetry = 1",
+        "[tool.poetry]\ngroup = {dev = 1}\ndependencies = ['requests']",
+        "a = " + "[" * 10_000,
+        "[options]\ninstall_requires",
+    ],
+)
+@pytest.mark.parametrize("path", ["pyproject.toml", "setup.cfg"])
+def test_a_project_file_of_another_form_says_nothing(path: str, content: str) -> None:
+    """Models write every form there is; none of them ends a stage."""
+    needs = _needs(files={path: content})
+
+    assert (needs.requirements, needs.unknown) == ((), ())
+
+
 def test_a_missing_dependency_is_told_as_a_verdict() -> None:
     """The model reads the sentences; no test ran."""
     verdict = missing_verdict(["a is missing", "b is missing"])
@@ -275,9 +421,56 @@ def test_each_line_of_the_table_is_a_module_and_a_package_name(module: str, dist
     """A line with a version, an address or a module of the standard library would be a mistake."""
     requirement = Requirement(distribution)
 
-    assert module.isidentifier()
+    assert all(part.isidentifier() for part in module.split("."))
     assert module not in sys.stdlib_module_names
     assert requirement.name == distribution
+
+
+SHIPPED = json.loads(SNAPSHOT.read_text())
+
+
+def test_the_table_has_what_drafts_commonly_use() -> None:
+    """A hundred and fifty modules or more."""
+    assert len(import_table()) >= 150
+
+
+@pytest.mark.parametrize(("module", "distribution"), import_table().items())
+def test_each_package_of_the_table_ships_its_module(module: str, distribution: str) -> None:
+    """As wheels say themselves; after a change of the table, tests/shipped.py reads them anew."""
+    assert module in SHIPPED[canonicalize_name(distribution)]["modules"]
+
+
+def test_packages_that_are_installed_here_ship_what_the_table_says() -> None:
+    """A second opinion, of this Python's own metadata."""
+    brought = {
+        (module, canonicalize_name(name))
+        for module, names in packages_distributions().items()
+        for name in names
+    }
+    installed = {name for _, name in brought}
+    promised = {
+        (module, canonicalize_name(name)) for module, name in import_table().items() if "." not in module
+    }
+    checked = {(module, name) for module, name in promised if name in installed}
+
+    assert len(checked) > 20
+    assert checked - brought == set()
+
+
+@pytest.mark.parametrize(
+    ("files", "modules"),
+    [
+        (["a/__init__.py", "a/b/__init__.py", "a/c.py"], ["a"]),
+        (["one.py", "_two.py", "three.cpython-311-x86_64-linux-gnu.so", "four.pth"], ["one", "three"]),
+        (["google/protobuf/__init__.py", "google/_upb/_message.abi3.so"], ["google.protobuf"]),
+        (["ns/deep/er/__init__.py", "ns/single.py"], ["ns.deep.er", "ns.single"]),
+        (["x-1.0.data/purelib/x/__init__.py", "x-1.0.data/scripts/run.py", "x-1.0.dist-info/a.py"], ["x"]),
+        (["x-stubs/__init__.py", "x/__init__.pyi", "native/__init__.abi3.so"], ["native"]),
+    ],
+)
+def test_a_wheels_files_say_what_can_be_imported(files: list[str], modules: list[str]) -> None:
+    """Top-level modules; of a namespace, what lies in it."""
+    assert modules_of(files) == modules
 
 
 @settings(deadline=None)

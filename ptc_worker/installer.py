@@ -1,0 +1,97 @@
+"""Runs uv: packages of the index into a folder, with network, without secrets and never beyond this process's life."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from functools import partial
+from typing import TYPE_CHECKING
+
+from uv import find_uv_bin
+
+from ptc_worker import leash
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from ptc_worker.halt import Halt
+
+_MAX_REASON = 1500
+_NO_ROOM = re.compile(rf"\(os error ({errno.ENOSPC}|{errno.EDQUOT})\)")
+
+
+class InstallError(Exception):
+    """The packages cannot be installed; the message is the installer's."""
+
+
+class NoRoomError(InstallError):
+    """The disk is full."""
+
+
+def install(cache_dir: Path, folder: Path, wanted: Sequence[str], deadline: float, halt: Halt) -> None:
+    """Make a virtual environment and install wheels into it, byte-code compiled.
+
+    Raises:
+        InstallError: uv refuses; as NoRoomError if the disk is full.
+        TimeoutError: the deadline (of the monotonic clock) has passed.
+        HaltedError: the work must stop; uv has ended.
+    """
+    _uv(cache_dir, deadline, halt, "venv", "--quiet", "--python", sys.executable, str(folder))
+    python = str(folder / "bin" / "python")
+    options = ("--quiet", "--python", python, "--only-binary", ":all:", "--compile-bytecode")
+    # Copies, not links: what is mounted into a sandbox must not be the installer's own cache.
+    _uv(cache_dir, deadline, halt, "pip", "install", *options, "--link-mode", "copy", "--", *wanted)
+
+
+def _uv(cache_dir: Path, deadline: float, halt: Halt, *arguments: str) -> None:
+    with subprocess.Popen(  # noqa: S603 the installer we depend on; packages go behind --
+        [sys.executable, "-I", "-S", leash.__file__, str(os.getpid()), find_uv_bin(), *arguments],
+        env=_environment_variables(cache_dir),
+        cwd=cache_dir,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as process:
+        try:
+            with halt.calling(partial(_kill, process)):
+                _, reason = process.communicate(timeout=max(0.0, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            raise TimeoutError("installing the packages took too long") from None
+        finally:
+            _kill(process)
+    if process.returncode != 0:
+        kind = NoRoomError if _NO_ROOM.search(reason) else InstallError
+        raise kind(reason.strip()[-_MAX_REASON:] or f"uv ended with {process.returncode}")
+
+
+def _environment_variables(cache_dir: Path) -> dict[str, str]:
+    """Choose what uv may know: its own variables, proxies and certificates, none of ours."""
+    passed = {
+        name: value
+        for name, value in os.environ.items()
+        if name.startswith(("UV_", "SSL_CERT_"))
+        or name.lower() in {"http_proxy", "https_proxy", "no_proxy", "all_proxy"}
+    }
+    return {
+        "PATH": os.defpath,
+        "HOME": str(cache_dir),
+        "UV_CACHE_DIR": str(cache_dir / "uv"),
+        "NO_COLOR": "1",
+        **passed,
+    }
+
+
+def _kill(process: subprocess.Popen[str]) -> None:
+    """End an installer that still runs, and the compilers that it has started."""
+    if process.poll() is None:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
