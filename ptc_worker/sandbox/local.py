@@ -261,9 +261,14 @@ class LocalSandbox:
         assert self._process is not None  # noqa: S101 who calls has looked
         if self._facts is None:
             return self._process.pid
-        if not self._known_pid:
-            told = os.read(self._facts, 4096)
-            self._known_pid = json.loads(told)["child-pid"] if told else self._process.pid
+        told = b""
+        while not self._known_pid:
+            part = os.read(self._facts, 4096)
+            told += part
+            if not part:
+                self._known_pid = self._process.pid  # it ended before it came so far
+            with suppress(ValueError):
+                self._known_pid = json.loads(told)["child-pid"]
         return self._known_pid
 
     def _enclose(self) -> None:

@@ -21,6 +21,7 @@ from ptc_worker.settings import WorkerSettings
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from concurrent.futures import Future
+    from pathlib import Path
 
     from ptc_contracts.progress import Verdict
 

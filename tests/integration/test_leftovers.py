@@ -7,14 +7,10 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import psutil
 import pytest
 from support import until
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 RUNS = 20
 
@@ -58,11 +54,11 @@ def groups() -> set[Path]:
 
 
 @pytest.fixture
-def temporary(tmp_path: Path) -> Iterator[Path]:
+def temporary(tmp_path: Path) -> Path:
     """A folder for temporary files that other users may pass through."""
     for folder in (tmp_path, *tmp_path.parents[:2]):
         folder.chmod(0o755)
-    yield tmp_path / "tmp"
+    return tmp_path / "tmp"
 
 
 @pytest.mark.parametrize("isolation", ["bubblewrap", "landlock"])
