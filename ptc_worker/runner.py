@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import structlog
 
 from ptc_worker.environments import environment
+from ptc_worker.once import once
 from ptc_worker.sandbox import open_sandbox
 from ptc_worker.sandbox.protocol import SandboxError
 from ptc_worker.verdict import EventLog, judge
@@ -128,6 +129,6 @@ def _slot(number: int, deadline: float, halt: Halt) -> Iterator[None]:
         _slots(number).release()
 
 
-@cache
+@once
 def _slots(number: int) -> threading.BoundedSemaphore:
     return threading.BoundedSemaphore(number)

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import os
 from contextlib import suppress
-from functools import cache
 from itertools import count
 from pathlib import Path
 from typing import NamedTuple
+
+from ptc_worker.once import once
 
 _MOUNT = Path("/sys/fs/cgroup")
 _PREFIX = "ptc-"
@@ -75,7 +76,7 @@ def sweep() -> None:
                     folder.rmdir()
 
 
-@cache
+@once
 def _controllers() -> tuple[_Controller, ...]:
     """Find out what can be used here: version 2 as a whole, or single controllers of version 1."""
     found = []

@@ -8,12 +8,12 @@ import os
 import subprocess
 import tempfile
 from contextlib import contextmanager
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import structlog
 
+from ptc_worker.once import once
 from ptc_worker.sandbox.protocol import SandboxError
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def sweep() -> None:
                 log.info("leftovers_removed", folder=str(folder))
 
 
-@cache
+@once
 def _ours() -> Path:
     """Make this process's directory, held by a lock that the kernel lets go when the process ends."""
     with _one_at_a_time():

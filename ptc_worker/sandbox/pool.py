@@ -7,12 +7,12 @@ import threading
 from collections import OrderedDict, deque
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from functools import cache
 from typing import TYPE_CHECKING
 
 import structlog
 
 from ptc_worker.environments import CacheDirError, hold
+from ptc_worker.once import once
 from ptc_worker.sandbox import cgroups, leftovers
 from ptc_worker.sandbox.local import LocalSandbox
 from ptc_worker.sandbox.protocol import SandboxError
@@ -94,7 +94,7 @@ class Pool:
         return surplus
 
 
-@cache
+@once
 def pool_for(settings: WorkerSettings) -> Pool:
     """Return this process's pool for these settings."""
     pool = Pool(settings)

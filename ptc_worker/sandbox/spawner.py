@@ -13,16 +13,16 @@ import queue
 import stat
 import threading
 from concurrent.futures import Future
-from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import structlog
 
+from ptc_worker.once import once
 from ptc_worker.sandbox.protocol import SandboxError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
-    from pathlib import Path
 
 log = structlog.get_logger(__name__)
 
@@ -41,8 +41,8 @@ class Spawner:
         self._jobs: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._covered: dict[Path, int] = {}
         self._shown: set[Path] = set()
-        self._private = False
-        threading.Thread(target=self._work, name="ptc-spawner", daemon=True).start()
+        self._thread = threading.Thread(target=self._work, name="ptc-spawner", daemon=True)
+        self._thread.start()
 
     def do(self, act: Callable[[], T]) -> T:
         """Do something in the thread and return what it returns."""
@@ -63,6 +63,8 @@ class Spawner:
         Raises:
             SandboxError: they cannot, and the system does not let us change that.
         """
+        if threading.current_thread() is not self._thread:
+            raise RuntimeError("paths are shown in the spawner's thread and in no other")
         if os.geteuid() != 0:
             return
         for path in paths:
@@ -81,10 +83,9 @@ class Spawner:
         closed = next((place for place in reversed(path.parents) if _is_closed(place)), None)
         if closed is None and not any(place in self._covered for place in path.parents):
             return
-        if not self._private:
+        if not _has_mounts_of_its_own():
             _check(_libc.unshare(_CLONE_NEWNS), "unshare")
             _mount("none", "/", "", _MS_REC | _MS_PRIVATE)
-            self._private = True
         if closed is not None:
             self._covered[closed] = os.open(closed, os.O_PATH)
             _mount("tmpfs", str(closed), "tmpfs", _MS_NOSUID | _MS_NODEV, "size=64k,mode=0755")
@@ -108,6 +109,12 @@ def _is_closed(folder: Path) -> bool:
         return False
 
 
+def _has_mounts_of_its_own() -> bool:
+    """Tell whether what this thread mounts stays out of sight of the process's other threads, and of the host."""
+    ours, theirs = (Path("/proc", who, "ns/mnt").stat() for who in ("thread-self", "self"))
+    return ours.st_ino != theirs.st_ino
+
+
 def _check(result: int, what: str) -> None:
     if result != 0:
         number = ctypes.get_errno()
@@ -115,13 +122,15 @@ def _check(result: int, what: str) -> None:
 
 
 def _mount(source: str, target: str, kind: str, flags: int, data: str = "") -> None:
+    if not _has_mounts_of_its_own():
+        raise PermissionError(f"{target} would be mounted for all to see")
     result = _libc.mount(
         source.encode(), target.encode(), kind.encode(), ctypes.c_ulong(flags), data.encode()
     )
     _check(result, f"mount {target}")
 
 
-@cache
+@once
 def spawner() -> Spawner:
     """Return this process's spawner."""
     return Spawner()

@@ -6,12 +6,12 @@ import os
 import shutil
 import subprocess
 import sys
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import structlog
 
+from ptc_worker.once import once
 from ptc_worker.sandbox import seccomp
 from ptc_worker.sandbox.inside import confine
 from ptc_worker.sandbox.protocol import IsolationRefusedError, SandboxError
@@ -56,6 +56,7 @@ def isolation(settings: WorkerSettings) -> Isolation:
 
     Raises:
         IsolationRefusedError: there is none, or none of those allowed.
+        SandboxError: it could not be found out this time.
     """
     wanted = settings.ptc_sandbox_isolation
     tiers: tuple[Isolation, ...] = ("bubblewrap", "landlock") if wanted == "auto" else (wanted,)
@@ -74,7 +75,7 @@ def isolation(settings: WorkerSettings) -> Isolation:
     )
 
 
-@cache
+@once
 def _missing(tier: str) -> str:
     """Say what a tier lacks here, nothing if it works; found out once."""
     reason = _try_bubblewrap() if tier == "bubblewrap" else _try_landlock()
@@ -104,8 +105,10 @@ def _try_bubblewrap() -> str:
 
     try:
         tried = spawner().do(attempt)
-    except (OSError, SandboxError, subprocess.TimeoutExpired) as error:
+    except (PermissionError, SandboxError) as error:
         return str(error)
+    except (OSError, subprocess.TimeoutExpired) as error:  # the next one to ask may find out
+        raise SandboxError(f"bubblewrap could not be tried: {error}") from error
     finally:
         os.close(filter_fd)
     return (
@@ -142,7 +145,7 @@ def readable(paths: Iterable[str]) -> list[str]:
     ]
 
 
-@cache
+@once
 def _bwrap() -> Path:
     """Find the program: the system's own, or the one that is installed with the worker.
 
