@@ -5,17 +5,18 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-from typing import TYPE_CHECKING, Any
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from ptc_worker.environments import environment
 from ptc_worker.halt import Halt
 from ptc_worker.sandbox import open_sandbox
+from ptc_worker.sandbox.local import LocalSandbox
 from ptc_worker.settings import WorkerSettings
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 LOOK = """
 import gc, json, os, resource, signal, sys
@@ -71,3 +72,34 @@ def test_a_forked_pytest_cannot_be_told_from_one_that_was_started(
         )
 
     assert facts_of(forked.stdout) == facts_of(started.stdout)
+
+
+def test_a_sandbox_outlives_the_thread_that_opened_it(cache: Path) -> None:
+    """It is to die with the worker, and the system takes the thread that started it for that."""
+    settings = WorkerSettings(ptc_sandbox_isolation="bubblewrap", ptc_cache_dir=cache)
+    with environment(settings, (), 120, Halt()) as folder, LocalSandbox(settings, folder) as box:
+        with ThreadPoolExecutor(1) as threads:
+            first = threads.submit(box.exec, ["/bin/sh", "-c", ":"], env={}, cwd=".", timeout=20).result()
+        second = box.exec(["/bin/sh", "-c", "exit 3"], env={}, cwd=".", timeout=20)
+
+    assert (first.exit_code, second.exit_code) == (0, 3)
+
+
+def test_mounts_for_sandboxes_are_out_of_the_hosts_sight(cache: Path) -> None:
+    """Not even when the first sandboxes of a process are opened by many threads at once."""
+    script = (
+        "from concurrent.futures import ThreadPoolExecutor; from ptc_worker.environments import environment\n"
+        "from ptc_worker.halt import Halt; from ptc_worker.sandbox.local import LocalSandbox\n"
+        "from ptc_worker.settings import WorkerSettings; s = WorkerSettings()\n"
+        "with environment(s, (), 120, Halt()) as folder, ThreadPoolExecutor(8) as threads:\n"
+        "    def use(_):\n"
+        "        with LocalSandbox(s, folder, preload=False) as box:\n"
+        "            box.exec(['/bin/sh', '-c', ':'], env={}, cwd='.', timeout=20)\n"
+        "    list(threads.map(use, range(16)))\n"
+    )
+    before = Path("/proc/mounts").read_text()
+    subprocess.run(
+        [sys.executable, "-c", script], env={**os.environ, "PTC_CACHE_DIR": str(cache)}, check=True
+    )
+
+    assert Path("/proc/mounts").read_text() == before
