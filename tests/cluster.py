@@ -59,6 +59,7 @@ class Cluster:
     settings: RedisSettings
     replay: ReplayServer
     folder: Path
+    cache: Path
     workers: list[Worker] = field(default_factory=list)
 
     @property
@@ -82,7 +83,7 @@ class Cluster:
             "KIMI_API_KEY": FAKE_KEY,
             "KIMI_BASE_URL": f"{self.replay.url}/v1",
             "OPENAI_BASE_URL": f"{self.replay.url}/v1",
-            "PTC_CACHE_DIR": str(self.folder / "cache"),
+            "PTC_CACHE_DIR": str(self.cache),
             "PTC_LOG_LEVEL": "debug",
         }
 
@@ -137,13 +138,16 @@ class Cluster:
 
 
 @contextmanager
-def cluster_in(folder: Path, program: str | None = None) -> Iterator[Cluster]:
-    """Give a cluster without workers; whatever a test starts in it ends with the block."""
+def cluster_in(folder: Path, cache: Path) -> Iterator[Cluster]:
+    """Give a cluster without workers; whatever a test starts in it ends with the block.
+
+    Its workers keep the environments of sandboxes in `cache`, which clusters may share.
+    """
     with (
-        embedded_server(folder / "server", dies_with_us=True, program=program) as settings,
+        embedded_server(folder / "server", dies_with_us=True) as settings,
         replaying() as replay,
     ):
-        cluster = Cluster(settings=settings, replay=replay, folder=folder)
+        cluster = Cluster(settings=settings, replay=replay, folder=folder, cache=cache)
         try:
             yield cluster
         finally:
