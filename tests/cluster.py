@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
-from support import make_plan, replaying
+import psutil
+from support import make_plan, replaying, until
 
 from ptc_contracts.keys import content_id, run_key
 from ptc_contracts.work import WorkStore
@@ -103,6 +104,23 @@ class Cluster:
         submission = self.ptc.store.submit(plan)
         self.ptc.store.redis.hset(run_key(submission.run_id), "timeout_ms", round(seconds * 1000))
         return self.ptc._following(plan, submission)
+
+    def written(self, plan: PTCExecutionPlan) -> PlanHandle:
+        """Submit a plan whose model writes and writes, and wait until it does."""
+        self.replay.chunk_chars, self.replay.chunk_seconds = 10, 60.0
+        handle = self.ptc.submit(plan)
+        until(lambda: self.calls_for(plan) == 1)
+        return handle
+
+    @contextmanager
+    def frozen_server(self) -> Iterator[None]:
+        """Let the server stand still for the time of the block."""
+        server = psutil.Process(self.ptc.store.redis.info("server")["process_id"])
+        server.suspend()
+        try:
+            yield
+        finally:
+            server.resume()
 
     def calls_for(self, plan: PTCExecutionPlan) -> int:
         """Count the requests that models got for a plan."""
