@@ -5,6 +5,10 @@ BIN := .venv/bin
 # The other Celery that pyproject.toml allows; constraints.txt names the one that is installed.
 OTHER_CELERY := 5.7.0
 
+# Three at a time, for most tests wait for processes. Those of a file stay together: they share servers, and some
+# look for marked processes.
+AT_ONCE := -n 3 --dist loadfile --no-loadscope-reorder
+
 .PHONY: demo test test-other-celery storm check format docs lock clean
 
 demo: .venv/ready
@@ -12,10 +16,10 @@ demo: .venv/ready
 	$(BIN)/ptc-enqueue --local --replay deploy/demo --output .demo deploy/demo/plan.json
 
 test: .venv/ready
-	$(BIN)/pytest
+	$(BIN)/pytest $(AT_ONCE)
 
 test-other-celery: .venv/other-celery/ready
-	.venv/other-celery/bin/pytest tests/integration/test_transport.py tests/integration/test_workers.py tests/faults
+	.venv/other-celery/bin/pytest $(AT_ONCE) tests/integration/test_transport.py tests/integration/test_workers.py tests/faults
 
 storm: .venv/ready
 	$(BIN)/python tests/faults/storm.py --shape both

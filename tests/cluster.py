@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
-from support import make_plan, replaying
+import psutil
+from support import make_plan, replaying, until
 
 from ptc_contracts.keys import content_id, run_key
 from ptc_contracts.work import WorkStore
@@ -59,6 +60,7 @@ class Cluster:
     settings: RedisSettings
     replay: ReplayServer
     folder: Path
+    cache: Path
     workers: list[Worker] = field(default_factory=list)
 
     @property
@@ -82,7 +84,7 @@ class Cluster:
             "KIMI_API_KEY": FAKE_KEY,
             "KIMI_BASE_URL": f"{self.replay.url}/v1",
             "OPENAI_BASE_URL": f"{self.replay.url}/v1",
-            "PTC_CACHE_DIR": str(self.folder / "cache"),
+            "PTC_CACHE_DIR": str(self.cache),
             "PTC_LOG_LEVEL": "debug",
         }
 
@@ -102,6 +104,23 @@ class Cluster:
         submission = self.ptc.store.submit(plan)
         self.ptc.store.redis.hset(run_key(submission.run_id), "timeout_ms", round(seconds * 1000))
         return self.ptc._following(plan, submission)
+
+    def written(self, plan: PTCExecutionPlan) -> PlanHandle:
+        """Submit a plan whose model writes and writes, and wait until it does."""
+        self.replay.chunk_chars, self.replay.chunk_seconds = 10, 60.0
+        handle = self.ptc.submit(plan)
+        until(lambda: self.calls_for(plan) == 1)
+        return handle
+
+    @contextmanager
+    def frozen_server(self) -> Iterator[None]:
+        """Let the server stand still for the time of the block."""
+        server = psutil.Process(self.ptc.store.redis.info("server")["process_id"])
+        server.suspend()
+        try:
+            yield
+        finally:
+            server.resume()
 
     def calls_for(self, plan: PTCExecutionPlan) -> int:
         """Count the requests that models got for a plan."""
@@ -137,13 +156,16 @@ class Cluster:
 
 
 @contextmanager
-def cluster_in(folder: Path, program: str | None = None) -> Iterator[Cluster]:
-    """Give a cluster without workers; whatever a test starts in it ends with the block."""
+def cluster_in(folder: Path, cache: Path) -> Iterator[Cluster]:
+    """Give a cluster without workers; whatever a test starts in it ends with the block.
+
+    Its workers keep the environments of sandboxes in `cache`, which clusters may share.
+    """
     with (
-        embedded_server(folder / "server", dies_with_us=True, program=program) as settings,
+        embedded_server(folder / "server", dies_with_us=True) as settings,
         replaying() as replay,
     ):
-        cluster = Cluster(settings=settings, replay=replay, folder=folder)
+        cluster = Cluster(settings=settings, replay=replay, folder=folder, cache=cache)
         try:
             yield cluster
         finally:

@@ -83,7 +83,7 @@ def main() -> int:
     with gzip.open(options.data, "rt", encoding="utf-8") as lines:
         problems = [json.loads(line) for line in lines]
     recordings = [recorded(problem) for problem in problems]
-    with tempfile.TemporaryDirectory() as folder, cluster_in(Path(folder)) as cluster:
+    with tempfile.TemporaryDirectory() as folder, cluster_in(Path(folder), Path(folder) / "cache") as cluster:
         cluster.replay.recordings |= {content_id(plan): answers for plan, answers in recordings}
         cluster.replay.latency = options.latency
         for _ in range(options.workers):

@@ -36,7 +36,7 @@ print(json.dumps({"runs": sorted({h.run_id for h, _ in submitted} - {""}), "seco
 
 def main() -> None:
     """Measure on an empty cluster with one worker."""
-    with tempfile.TemporaryDirectory() as folder, cluster_in(Path(folder)) as cluster:
+    with tempfile.TemporaryDirectory() as folder, cluster_in(Path(folder), Path(folder) / "cache") as cluster:
         cluster.start_worker()
         cluster.replay.latency = 1.0
         plan = cluster.record([answer_with(tests__test_it_py="def test_it():\n    pass")])

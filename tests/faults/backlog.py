@@ -114,7 +114,7 @@ def main() -> int:
         folder = Path(name)
         server = Server(log=folder / "server.log")
         server.start()
-        cluster = Cluster(settings=server.settings, replay=replay, folder=folder)
+        cluster = Cluster(settings=server.settings, replay=replay, folder=folder, cache=folder / "cache")
         environment = cluster.environment | {"PTC_LOG_LEVEL": "warning"}
         slow = Worker(
             log=folder / "slow.log",

@@ -106,8 +106,8 @@ class Storm:
         self.folder = folder
         self.server = Server(log=folder / "server.log")
         self.server.start()
-        environment = Cluster(settings=self.server.settings, replay=replay, folder=folder).environment
-        environment |= {"PTC_CACHE_DIR": str(cache), "PTC_LOG_LEVEL": "info"}
+        cluster = Cluster(settings=self.server.settings, replay=replay, folder=folder, cache=cache)
+        environment = cluster.environment | {"PTC_LOG_LEVEL": "info"}
         shape = SHAPES[options.shape]
         self.workers = [
             Worker(

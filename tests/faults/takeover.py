@@ -57,7 +57,7 @@ def main() -> None:
         folder = Path(name)
         server = Server(log=folder / "server.log")
         server.start()
-        cluster = Cluster(settings=server.settings, replay=replay, folder=folder)
+        cluster = Cluster(settings=server.settings, replay=replay, folder=folder, cache=folder / "cache")
         workers = [
             Worker(log=folder / f"w{n}.log", queues="generate,sandbox", environment=cluster.environment)
             for n in range(2)

@@ -16,12 +16,6 @@ SEED = int(os.environ.get("PTC_STORM_SEED", "1"))
 """Draws plans and faults; another one throws others."""
 
 
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The sandboxes' environments, built once for all storms."""
-    return tmp_path_factory.mktemp("cache")
-
-
 @pytest.mark.parametrize("shape", SHAPES)
 def test_every_plan_has_one_result_and_no_call_is_paid_twice(shape: str, tmp_path: Path, cache: Path) -> None:
     """Whatever is killed, frozen or cut off: no plan is lost or done twice, nothing is left, calls are accounted for."""

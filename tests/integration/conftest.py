@@ -22,17 +22,17 @@ if TYPE_CHECKING:
 
 
 @pytest.fixture(scope="session")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+def cluster(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Iterator[Cluster]:
     """A cluster whose worker serves both queues."""
-    with cluster_in(tmp_path_factory.mktemp("cluster")) as running:
+    with cluster_in(tmp_path_factory.mktemp("cluster"), cache) as running:
         running.start_worker()
         yield running
 
 
 @pytest.fixture
-def empty_cluster(tmp_path: Path) -> Iterator[Cluster]:
+def empty_cluster(tmp_path: Path, cache: Path) -> Iterator[Cluster]:
     """A cluster of this test alone, without workers."""
-    with cluster_in(tmp_path) as running:
+    with cluster_in(tmp_path, cache) as running:
         yield running
 
 

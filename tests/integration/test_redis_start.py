@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING
 import pytest
 from cluster import installed_programs
 from redis import Redis
+from redis.backoff import NoBackoff
 from redis.exceptions import AuthenticationError
 from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.retry import Retry
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -43,9 +45,15 @@ def started(program: str, folder: Path) -> Iterator[tuple[Path, subprocess.Popen
             process.terminate()
 
 
+def client_of(path: Path, password: str | None = None) -> Redis:
+    """Connect without patience: a refused password would be tried again."""
+    once = Retry(NoBackoff(), 0)
+    return Redis(unix_socket_path=str(path), password=password, retry=once, decode_responses=True)
+
+
 def answers(path: Path) -> bool:
     """Tell whether there is a server, whatever it says."""
-    with suppress(RedisConnectionError), Redis(unix_socket_path=str(path)) as client:
+    with suppress(RedisConnectionError), client_of(path) as client:
         try:
             client.ping()
         except AuthenticationError:
@@ -57,9 +65,9 @@ def answers(path: Path) -> bool:
 def test_the_server_demands_a_password_of_any_characters(program: str, tmp_path: Path) -> None:
     """Quotes, backslashes and dollars arrive as they are, and without the password nothing is answered."""
     with started(program, tmp_path) as (path, _):
-        with Redis(unix_socket_path=str(path), password=PASSWORD, decode_responses=True) as client:
+        with client_of(path, PASSWORD) as client:
             kept = {**client.config_get("maxmemory-policy"), **client.config_get("appendfsync")}
-        with Redis(unix_socket_path=str(path)) as stranger, pytest.raises(AuthenticationError):
+        with client_of(path) as stranger, pytest.raises(AuthenticationError):
             stranger.ping()
 
     assert kept == {"maxmemory-policy": "noeviction", "appendfsync": "always"}

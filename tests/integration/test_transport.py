@@ -19,7 +19,9 @@ from cluster import START_SECONDS, Worker
 from kombu import Connection, Exchange, Producer, Queue
 from kombu.transport import TRANSPORT_ALIASES
 from redis import Redis
+from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
+from redis.retry import Retry
 
 from roma_bridge.embedded import embedded_server, server_program
 
@@ -71,8 +73,9 @@ class Broker:
 
     @property
     def redis(self) -> Redis:
-        """A look into the server."""
-        return Redis.from_url(self.settings.url, decode_responses=True)
+        """A look into the server, without patience."""
+        once = Retry(NoBackoff(), 0)
+        return Redis.from_url(self.settings.url, retry=once, decode_responses=True)
 
     def url(self, transport: str) -> str:
         """The server's address for a transport."""
