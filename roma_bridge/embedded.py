@@ -15,6 +15,7 @@ import time
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
+from urllib.parse import urlsplit
 
 from redis import Redis
 from redis.backoff import NoBackoff
@@ -70,7 +71,7 @@ def embedded_server(
         finally:
             with _exclusive(directory / "lock"):
                 if _alone(users):
-                    _stop(settings, process)
+                    _stop(directory, settings, process)
 
 
 @contextmanager
@@ -94,15 +95,20 @@ def _alone(users: IO[str]) -> bool:
     return True
 
 
-def _stop(settings: RedisSettings, process: subprocess.Popen[bytes] | None) -> None:
+def _stop(directory: Path, settings: RedisSettings, process: subprocess.Popen[bytes] | None) -> None:
     with _client(settings) as client, suppress(RedisError):
         client.shutdown()
     if process is not None:
         process.wait(_STOP_SECONDS)
-        return
     deadline = time.monotonic() + _STOP_SECONDS
-    while _answers(settings) and time.monotonic() < deadline:  # another process started it
+    while (
+        process is None and _answers(settings) and time.monotonic() < deadline
+    ):  # another process started it
         time.sleep(0.005)
+    folder = Path(urlsplit(settings.url).path).parent
+    if folder != directory.resolve():  # its own name was too long for a socket
+        with suppress(OSError):
+            folder.rmdir()
 
 
 def _running(directory: Path) -> RedisSettings | None:

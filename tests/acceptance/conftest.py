@@ -19,12 +19,6 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
-def tmp_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder whose name is short: the user's server has its socket under it, and a socket's path is limited."""
-    return tmp_path_factory.mktemp("user")
-
-
-@pytest.fixture
 def user(tmp_path: Path) -> Mapping[str, str]:
     """The environment of a user who has set nothing."""
     home = tmp_path / "home"
