@@ -44,7 +44,14 @@ MAX_TEXT = 6000
 
 WATCHED = frozenset(
     {
-        *("pytest", "pluggy._hooks", "pluggy._manager", "pluggy._callers", "pluggy._caller", "pluggy._execution"),
+        *(
+            "pytest",
+            "pluggy._hooks",
+            "pluggy._manager",
+            "pluggy._callers",
+            "pluggy._caller",
+            "pluggy._execution",
+        ),
         *("_pytest.assertion", "_pytest.assertion.rewrite", "_pytest.assertion.util", "_pytest.config"),
         *("_pytest.fixtures", "_pytest.main", "_pytest.nodes", "_pytest.outcomes", "_pytest.python"),
         *("_pytest.python_api", "_pytest.raises", "_pytest.reports", "_pytest.runner", "_pytest.skipping"),
@@ -147,7 +154,7 @@ def reporter(tell: Tell, writer: Writer, started: float) -> types.ModuleType:
                 meddled("the test report's writer was looked into")
             case "gc.get_referents", (things,) if any(thing is writer for thing in things):
                 meddled("the test report's writer was looked into")
-            case ("gc.get_objects" | "gc.get_referrers"), _ if not frozen():
+            case (("gc.get_objects" | "gc.get_referrers"), _) if not frozen():
                 meddled("the test report was searched for")
             case "function.__new__", (code,) if code in own_codes:
                 meddled("a function of the test report was copied")
