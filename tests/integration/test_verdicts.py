@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from textwrap import dedent
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,9 @@ from ptc_worker.runner import run_tests
 from ptc_worker.settings import WorkerSettings
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from concurrent.futures import Future
+
     from ptc_contracts.progress import Verdict
 
 PASSES = "def test_good():\n    pass\n"
@@ -23,8 +27,29 @@ BOTH = PASSES + FAILS
 
 @pytest.fixture(scope="module")
 def settings() -> WorkerSettings:
-    """Settings with a short limit for tests that hang."""
-    return WorkerSettings(ptc_test_timeout=10)
+    """Settings as they are without configuration."""
+    return WorkerSettings()
+
+
+@pytest.fixture(scope="module")
+def verdicts(
+    request: pytest.FixtureRequest, settings: WorkerSettings
+) -> Iterator[dict[str, Future[Verdict]]]:
+    """The verdicts on all cases that are to be tested: as many at a time as there are cores."""
+    cases = {
+        item.nodeid: (dedent(item.callspec.params["tests"]), item.callspec.params["more"])
+        for item in request.session.items
+        if isinstance(item, pytest.Function) and item.module is request.module and hasattr(item, "callspec")
+    }
+    with ThreadPoolExecutor(settings.ptc_sandbox_concurrency) as threads:
+        yield {name: threads.submit(judged, settings, *case) for name, case in cases.items()}
+        threads.shutdown(cancel_futures=True)
+
+
+@pytest.fixture
+def verdict(request: pytest.FixtureRequest, verdicts: dict[str, Future[Verdict]]) -> Verdict:
+    """The verdict on the case of a test."""
+    return verdicts[request.node.nodeid].result()
 
 
 def judged(settings: WorkerSettings, tests: str, more: dict[str, str] | None = None) -> Verdict:
@@ -47,13 +72,6 @@ VERDICTS = {
         "import ctypes\ndef test_a():\n    ctypes.string_at(0)",
         {},
         Outcome.CRASHED,
-        0,
-        1,
-    ),
-    "hangs": (
-        "import signal, os, time\ndef test_a():\n    signal.alarm(0)\n    time.sleep(999)",
-        {},
-        Outcome.TIMEOUT,
         0,
         1,
     ),
@@ -136,11 +154,9 @@ VERDICTS = {
 
 @pytest.mark.parametrize(("tests", "more", "outcome", "passed", "failed"), VERDICTS.values(), ids=VERDICTS)
 def test_each_way_to_go_wrong_has_its_class(
-    settings: WorkerSettings, tests: str, more: dict[str, str], outcome: Outcome, passed: int, failed: int
+    verdict: Verdict, tests: str, more: dict[str, str], outcome: Outcome, passed: int, failed: int
 ) -> None:
     """With its counts, something to tell the model, and never exit code 0."""
-    verdict = judged(settings, tests, more)
-
     assert verdict.test_results is not None
     assert (verdict.outcome, verdict.test_results.tests_passed, verdict.test_results.tests_failed) == (
         outcome,
@@ -380,10 +396,11 @@ TRICKS = {
         {
             "conftest.py": """
             import pytest
+            first = []
             @pytest.hookimpl(tryfirst=True)
             def pytest_itemcollected(item):
-                item._nodeid = item.nodeid.replace("bad", "good")
-                item.obj = lambda: None
+                first.append(item._id)
+                item._id = first[0]
             """
         },
         "two tests are named tests/test_it.py::test_good",
@@ -697,12 +714,8 @@ TRICKS = {
 
 
 @pytest.mark.parametrize(("tests", "more", "told"), TRICKS.values(), ids=TRICKS)
-def test_no_trick_turns_red_green(
-    settings: WorkerSettings, tests: str, more: dict[str, str], told: str
-) -> None:
+def test_no_trick_turns_red_green(verdict: Verdict, tests: str, more: dict[str, str], told: str) -> None:
     """It is seen for what it is, and the model is told in a sentence."""
-    verdict = judged(settings, dedent(tests), more)
-
     assert verdict.outcome in {Outcome.TAMPERED, Outcome.FAILED}, verdict
     assert "Suspicious:" in verdict.feedback
     assert told in verdict.feedback
@@ -778,7 +791,7 @@ STAYS_RED = {
             f"{name}.py": "import os\nos._exit(0)"
             for name in ("argparse", "json", "hashlib", "traceback", "difflib", "_pytest", "ptc_inside")
         },
-        {Outcome.FAILED},
+        {Outcome.FAILED, Outcome.CRASHED},
     ),
     "brings what Python loads at its start": (
         BOTH,
@@ -883,11 +896,9 @@ STAYS_RED = {
 
 @pytest.mark.parametrize(("tests", "more", "outcomes"), STAYS_RED.values(), ids=STAYS_RED)
 def test_a_red_run_stays_red(
-    settings: WorkerSettings, tests: str, more: dict[str, str], outcomes: set[Outcome]
+    verdict: Verdict, tests: str, more: dict[str, str], outcomes: set[Outcome]
 ) -> None:
     """What hides nothing from the log needs no suspicion: it is simply red."""
-    verdict = judged(settings, dedent(tests), more)
-
     assert verdict.outcome in outcomes, verdict
     assert verdict.test_results is not None
     assert verdict.test_results.exit_code != 0
@@ -1028,7 +1039,9 @@ HONEST = {
             thing = Thing()
             ref = weakref.ref(thing)
             assert [o for o in gc.get_objects() if isinstance(o, Thing)] == [thing]
-            assert gc.get_referrers(thing) and gc.get_referents([thing]) == [thing]
+            held = [thing]
+            assert held in gc.get_referrers(thing) and gc.get_referents(held) == held
+            del held
             del thing
             gc.collect()
             assert ref() is None
@@ -1081,15 +1094,20 @@ HONEST = {
 
 
 @pytest.mark.parametrize(("tests", "more", "passed"), HONEST.values(), ids=HONEST)
-def test_an_honest_project_is_green(
-    settings: WorkerSettings, tests: str, more: dict[str, str], passed: int
-) -> None:
+def test_an_honest_project_is_green(verdict: Verdict, tests: str, more: dict[str, str], passed: int) -> None:
     """However unusual its means."""
-    verdict = judged(settings, dedent(tests), more)
-
     assert (verdict.outcome, verdict.feedback) == (Outcome.PASSED, "")
     assert verdict.test_results is not None
     assert verdict.test_results.tests_passed == passed
+
+
+def test_a_test_that_hangs_is_named(settings: WorkerSettings) -> None:
+    """What ran before it counts."""
+    brief = settings.model_copy(update={"ptc_test_timeout": 3})
+    verdict = judged(brief, PASSES + "import time\ndef test_hangs():\n    time.sleep(999)")
+
+    assert (verdict.outcome, verdict.counts) == (Outcome.TIMEOUT, {"passed": 1, "notrun": 1})
+    assert "Not finished: tests/test_it.py::test_hangs" in verdict.feedback
 
 
 def test_feedback_tells_what_failed_and_where(settings: WorkerSettings) -> None:

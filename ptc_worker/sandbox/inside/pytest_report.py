@@ -60,6 +60,9 @@ WATCHED = frozenset(
 )
 """Modules whose functions and classes must stay what they are: what runs tests, and what they assert with."""
 
+GUARDED = ("pytest", "_pytest", "pluggy", "unittest", __name__)
+"""Packages whose functions must keep their code."""
+
 REPLACED_BY_PYTEST = {"_getini_unknown_type"}
 """What pytest itself replaces (in `_pytest.legacypath`) after we have looked."""
 
@@ -141,14 +144,14 @@ def reporter(tell: Tell, writer: Writer, started: float) -> types.ModuleType:
     told: set[str] = set()
     real, definitions_now, is_coroutine = get_real_func, definitions(), iscoroutinefunction
     own_codes = codes_within(reporter.__code__) | codes_within(opened.__code__)
-    home = f"{os.getcwd()}{os.sep}"
+    guarded = tuple(os.path.dirname(vars(sys.modules[name])["__file__"]) + os.sep for name in GUARDED)
     monotonic, frozen, trim, frame = time.monotonic, gc.get_freeze_count, trimmed, sys._getframe  # noqa: SLF001
 
     def audit(event: str, arguments: tuple[Any, ...]) -> None:
         """Complain of the ways to reach the writer, and of code that is exchanged where it does not belong."""
         match event, arguments:
             case "object.__setattr__", (types.FunctionType() as function, "__code__", _):
-                if not function.__code__.co_filename.startswith(home):
+                if function.__code__.co_filename.startswith(guarded):
                     meddled(f"the code of {function.__qualname__} was exchanged")
             case "object.__getattr__", (thing, "gi_frame") if thing is writer:
                 meddled("the test report's writer was looked into")
