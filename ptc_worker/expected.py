@@ -166,7 +166,7 @@ def _last_names(node: ast.AST) -> set[str]:
 
 
 def _dotted(node: ast.AST) -> list[str]:
-    names = []
+    names: list[str] = []
     while isinstance(node, ast.Attribute):
         names.insert(0, node.attr)
         node = node.value

@@ -8,6 +8,7 @@ import stat
 import sys
 import tempfile
 from pathlib import Path
+
 import psutil
 import pytest
 from support import until

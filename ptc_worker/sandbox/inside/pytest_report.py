@@ -34,9 +34,12 @@ from _pytest.compat import get_real_func
 from _pytest.unittest import TestCaseFunction
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Iterable, Iterator
+    from collections.abc import Callable, Generator, Iterable
 
     Tell = Callable[..., None]
+    Look = Callable[[], None]
+    Complain = Callable[[str], None]
+    Known = dict[int, tuple[pytest.Item, str, Any, types.CodeType | None]]
     Writer = Generator[None, tuple[str, dict[str, object]], None]
 
 MAX_TEXT = 6000
@@ -75,8 +78,19 @@ SKIPS = (pytest.skip.Exception, unittest.SkipTest)
 def pytest_load_initial_conftests(early_config: pytest.Config) -> None:
     """Start reporting: the last moment before code of the project is loaded."""
     tell, writer = opened(os.environ.pop("PTC_KEY"), os.environ.pop("PTC_EVENTS"))
-    early_config.pluginmanager.register(reporter(tell, writer, time.monotonic()), "ptc-reporter")
+    look, meddled = guarding(tell, writer)
+    known: Known = {}
+    innermost = plugin("ptc-innermost", calling(tell, known, look, meddled))
+    hooks = [*collecting(tell, known), *reporting(tell, known, look, innermost)]
+    early_config.pluginmanager.register(plugin("ptc-reporter", hooks), "ptc-reporter")
     gc.freeze()  # what is there by now is not among the objects that gc hands out
+
+
+def plugin(name: str, hooks: Iterable[Any]) -> types.ModuleType:
+    """Make a plugin of hooks whose means are in closures: no attribute of it leads to them."""
+    made = types.ModuleType(name)
+    vars(made).update((hook.__name__, hook) for hook in hooks)
+    return made
 
 
 def opened(key_file: str, events: str) -> tuple[Tell, Writer]:
@@ -102,7 +116,8 @@ def opened(key_file: str, events: str) -> tuple[Tell, Writer]:
 def writing(chain: Any, fd: int) -> Writer:  # noqa: ANN401 hashlib does not name the class
     """Write each event at once, so that a crash loses none; what it needs is local, for modules can be changed."""
     write, frame, getpid, json = os.write, sys._getframe, os.getpid, encoded  # noqa: SLF001 the one way there is
-    mouths, tellers = codes_within(opened.__code__), codes_within(reporter.__code__)
+    mouths = codes_within(opened.__code__)
+    tellers = mouths.union(*(codes_within(teller.__code__) for teller in TELLERS))
     ours = getpid()
     while True:
         kind, facts = yield
@@ -137,18 +152,28 @@ def codes_within(code: types.CodeType) -> frozenset[types.CodeType]:
     return frozenset(inner).union(*map(codes_within, inner))
 
 
-def reporter(tell: Tell, writer: Writer, started: float) -> types.ModuleType:
-    """Make the plugin: functions whose means are in closures, where no attribute leads to them."""
-    plugin, innermost = types.ModuleType("ptc_reporter"), types.ModuleType("ptc_innermost")
-    known: dict[int, tuple[pytest.Item, str, Any, Any]] = {}
+def guarding(tell: Tell, writer: Writer) -> tuple[Look, Complain]:
+    """Watch for what nobody does but to deceive; return what looks for it, and what complains of it."""
     told: set[str] = set()
-    real, definitions_now, is_coroutine = get_real_func, definitions(), iscoroutinefunction
-    own_codes = codes_within(reporter.__code__) | codes_within(opened.__code__)
+    noted, frozen = definitions(), gc.get_freeze_count
+    ours = codes_within(opened.__code__).union(*(codes_within(f.__code__) for f in TELLERS))
     guarded = tuple(os.path.dirname(vars(sys.modules[name])["__file__"]) + os.sep for name in GUARDED)
-    monotonic, frozen, trim, frame = time.monotonic, gc.get_freeze_count, trimmed, sys._getframe  # noqa: SLF001
+
+    def meddled(text: str) -> None:
+        if text not in told:
+            told.add(text)
+            tell("meddled", text=text)
+
+    def look() -> None:
+        """Complain of what is no longer what it was before the project's code was loaded."""
+        for name, get, names, values in noted:
+            if not all(map(is_, map(get, names), values)):
+                for changed, value in zip(names, values, strict=True):
+                    if get(changed) is not value:
+                        meddled(f"{name}.{changed} was replaced")
 
     def audit(event: str, arguments: tuple[Any, ...]) -> None:
-        """Complain of the ways to reach the writer, and of code that is exchanged where it does not belong."""
+        """Complain of the ways to reach the writer, and of pytest's code being exchanged."""
         match event, arguments:
             case "object.__setattr__", (types.FunctionType() as function, "__code__", _):
                 if function.__code__.co_filename.startswith(guarded):
@@ -159,36 +184,23 @@ def reporter(tell: Tell, writer: Writer, started: float) -> types.ModuleType:
                 meddled("the test report's writer was looked into")
             case (("gc.get_objects" | "gc.get_referrers"), _) if not frozen():
                 meddled("the test report was searched for")
-            case "function.__new__", (code,) if code in own_codes:
+            case "function.__new__", (code,) if code in ours:
                 meddled("a function of the test report was copied")
             case "open", (str() as path, *_) if path.startswith("/proc/") and path.endswith("/mem"):
                 meddled(f"{path} was opened")
 
-    def meddled(text: str) -> None:
-        if text not in told:
-            told.add(text)
-            tell("meddled", text=text)
+    sys.addaudithook(audit)
+    return look, meddled
 
-    def look() -> None:
-        """Complain of what is no longer what it was before the project's code was loaded."""
-        for name, get, names, values in definitions_now:
-            if not all(map(is_, map(get, names), values)):
-                for changed, value in zip(names, values, strict=True):
-                    if get(changed) is not value:
-                        meddled(f"{name}.{changed} was replaced")
 
-    def function_of(item: pytest.Item) -> tuple[Any, Any]:
-        whole = getattr(item, "obj", None)
-        function = getattr(whole, "__func__", whole)
-        return function, getattr(real(function), "__code__", None) if function else None
-
-    def id_of(item: pytest.Item) -> str:
-        return known[id(item)][1] if id(item) in known else item.nodeid
+def collecting(tell: Tell, known: Known) -> list[Any]:
+    """Make the hooks that tell what is found."""
+    body = body_of
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_itemcollected(item: pytest.Item) -> None:
         """Tell of every test that was found, before anything can deselect it, and where its function is from."""
-        function, code = function_of(item)
+        function, code = body(getattr(item, "obj", None))
         known[id(item)] = (item, item.nodeid, function, code)
         place = (code.co_filename, code.co_firstlineno) if code else (None, None)
         tell("collected", id=item.nodeid, file=place[0], line=place[1])
@@ -196,50 +208,54 @@ def reporter(tell: Tell, writer: Writer, started: float) -> types.ModuleType:
     def pytest_collectreport(report: pytest.CollectReport) -> None:
         """Tell of a file that cannot be collected, or that is skipped as a whole."""
         if report.failed:
-            tell("collect_error", id=report.nodeid, text=trim(report.longreprtext))
+            tell("collect_error", id=report.nodeid, text=trimmed(report.longreprtext))
         elif report.skipped:
             tell("skipped_file", id=report.nodeid)
 
-    @pytest.hookimpl(tryfirst=True, wrapper=True)
-    def pytest_runtestloop(session: pytest.Session) -> Generator[None, Any, Any]:
-        """Go below all wrappers that the project brought: what they swallow is seen before they do."""
-        session.config.pluginmanager.register(innermost, "ptc-innermost")
-        look()
-        return (yield)
+    return [pytest_itemcollected, pytest_collectreport]
 
-    def phase(item: pytest.Item, when: str) -> Generator[None, Any, Any]:
-        try:
-            return (yield)
-        except SKIPS:
-            raise
-        except BaseException:
-            tell("raised", id=id_of(item), when=when)
-            raise
+
+def calling(tell: Tell, known: Known, look: Look, meddled: Complain) -> list[Any]:
+    """Make the hooks that see a test run; they go below whatever the project wraps around it."""
+    body, skips, is_coroutine, of_unittest = body_of, SKIPS, iscoroutinefunction, TestCaseFunction
+    frame = sys._getframe  # noqa: SLF001 the one way to know who calls
+
+    def note(item: pytest.Item, when: str, error: BaseException) -> None:
+        """Tell that something raised, unless it is a skip."""
+        if not isinstance(error, skips):
+            tell("raised", id=known[id(item)][1] if id(item) in known else item.nodeid, when=when)
 
     @pytest.hookimpl(trylast=True, wrapper=True)
     def pytest_runtest_setup(item: pytest.Item) -> Generator[None, Any, Any]:
         """Tell what a fixture raised."""
-        return (yield from phase(item, "setup"))
+        try:
+            return (yield)
+        except BaseException as error:
+            note(item, "setup", error)
+            raise
 
     @pytest.hookimpl(trylast=True, wrapper=True)
     def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, Any, Any]:
         """Tell what the end of a fixture raised."""
-        return (yield from phase(item, "teardown"))
+        try:
+            return (yield)
+        except BaseException as error:
+            note(item, "teardown", error)
+            raise
 
     @pytest.hookimpl(trylast=True, wrapper=True)
-    def pytest_runtest_call(item: pytest.Item) -> Generator[None, Any, Any]:
+    def pytest_runtest_call(item: Any) -> Generator[None, Any, Any]:  # noqa: ANN401 a test of any kind
         """Put a probe around the test's function, for the time of the call."""
         whole = getattr(item, "obj", None)
         if not callable(whole) or id(item) not in known:
-            return (yield from phase(item, "call"))
-        probe = probed(item, whole)
-        item.obj = probe  # type: ignore[attr-defined]
-        if bare := isinstance(item, TestCaseFunction) and is_coroutine(whole):
-            setattr(item.instance, item.name, probe)  # pytest leaves this to unittest
+            return (yield)
+        item.obj = probe = probed(item, whole)
+        if bare := isinstance(item, of_unittest) and is_coroutine(whole):
+            setattr(item.instance, item.name, probe)  # pytest leaves these to unittest
         try:
-            return (yield from phase(item, "call"))
+            return (yield)
         finally:
-            item.obj = whole  # type: ignore[attr-defined]
+            item.obj = whole
             if bare:
                 delattr(item.instance, item.name)
 
@@ -252,10 +268,8 @@ def reporter(tell: Tell, writer: Writer, started: float) -> types.ModuleType:
                 __tracebackhide__ = True
                 try:
                     result = await whole(*args, **kwargs)
-                except SKIPS:
-                    raise
-                except BaseException:
-                    tell("raised", id=id_of(item), when="call")
+                except BaseException as error:
+                    note(item, "call", error)
                     raise
                 ran(item, whole)
                 return result
@@ -266,36 +280,49 @@ def reporter(tell: Tell, writer: Writer, started: float) -> types.ModuleType:
                 __tracebackhide__ = True
                 try:
                     result = whole(*args, **kwargs)
-                except SKIPS:
-                    raise
-                except BaseException:
-                    tell("raised", id=id_of(item), when="call")
+                except BaseException as error:
+                    note(item, "call", error)
                     raise
                 ran(item, whole)
                 return result
 
         return probe
 
+    probes = codes_within(probed.__code__)
+
     def ran(item: pytest.Item, whole: Any) -> None:  # noqa: ANN401 a function of any shape
         """Tell that a test came to its end, if it is the one that was collected, under pytest as it was."""
+        _, name, function, code = known[id(item)]
+        look()
+        now, its_code = body(whole)
         if frame(1).f_code not in probes:
             meddled("the test report was told of a test that did not run")
-            return
-        look()
-        _, name, function, code = known[id(item)]
-        now = getattr(whole, "__func__", whole)
-        if now is function and getattr(real(now), "__code__", None) is code:
-            tell("ran", id=name)
-        else:
+        elif now is not function or its_code is not code:
             meddled(f"the function of {name} was replaced after it was collected")
+        else:
+            tell("ran", id=name)
+
+    return [pytest_runtest_setup, pytest_runtest_call, pytest_runtest_teardown]
+
+
+def reporting(tell: Tell, known: Known, look: Look, innermost: types.ModuleType) -> list[Any]:
+    """Make the hooks that tell what is reported."""
+    started, trim, skips = time.monotonic(), trimmed, SKIPS
+
+    @pytest.hookimpl(tryfirst=True, wrapper=True)
+    def pytest_runtestloop(session: pytest.Session) -> Generator[None, Any, Any]:
+        """Go below all wrappers that the project brought: what they swallow is seen before they do."""
+        session.config.pluginmanager.register(innermost, "ptc-innermost")
+        look()
+        return (yield)
 
     @pytest.hookimpl(tryfirst=True, wrapper=True)
     def pytest_runtest_makereport(
         item: pytest.Item, call: pytest.CallInfo[None]
     ) -> Generator[None, Any, Any]:
         """Tell what a phase raised, whatever another plugin will make of it."""
-        if call.excinfo is not None and not call.excinfo.errisinstance(SKIPS):
-            tell("raised", id=id_of(item), when=call.when)
+        if call.excinfo is not None and not call.excinfo.errisinstance(skips):
+            tell("raised", id=known[id(item)][1] if id(item) in known else item.nodeid, when=call.when)
         return (yield)
 
     @pytest.hookimpl(tryfirst=True)
@@ -316,19 +343,20 @@ def reporter(tell: Tell, writer: Writer, started: float) -> types.ModuleType:
         """Tell that the run ended by itself."""
         result = yield
         look()
-        tell("end", exit=int(session.exitstatus), seconds=round(monotonic() - started, 4))
+        tell("end", exit=int(session.exitstatus), seconds=round(time.monotonic() - started, 4))
         return result
 
-    probes = codes_within(probed.__code__)
-    for hook in (
-        *(pytest_itemcollected, pytest_collectreport, pytest_runtestloop),
-        *(pytest_runtest_makereport, pytest_runtest_logreport, pytest_sessionfinish),
-    ):
-        setattr(plugin, hook.__name__, hook)
-    for hook in (pytest_runtest_setup, pytest_runtest_call, pytest_runtest_teardown):
-        setattr(innermost, hook.__name__, hook)
-    sys.addaudithook(audit)
-    return plugin
+    return [pytest_runtestloop, pytest_runtest_makereport, pytest_runtest_logreport, pytest_sessionfinish]
+
+
+TELLERS = (guarding, collecting, calling, reporting)
+"""Within these stands all code that may tell the log."""
+
+
+def body_of(whole: Any) -> tuple[Any, Any]:  # noqa: ANN401 a test's function of any shape
+    """Give the function behind a method, and the code behind its decorators; None for what has none."""
+    function = getattr(whole, "__func__", whole)
+    return function, getattr(get_real_func(function), "__code__", None)  # type: ignore[no-untyped-call]
 
 
 Definition = tuple[str, "Callable[[str], object]", tuple[str, ...], tuple[object, ...]]
@@ -337,9 +365,10 @@ Definition = tuple[str, "Callable[[str], object]", tuple[str, ...], tuple[object
 
 def definitions() -> list[Definition]:
     """Note the functions and classes of the watched modules, in the modules and in their classes."""
-    noted = []
+    noted: list[Definition] = []
     for module in filter(None, map(sys.modules.get, WATCHED)):
-        for owner in (module, *classes_of(module)):
+        owners: list[types.ModuleType | type] = [module, *classes_of(module)]
+        for owner in owners:
             space = vars(owner)
             names = tuple(
                 name
