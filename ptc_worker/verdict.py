@@ -71,14 +71,9 @@ class EventLog:
     def _take(self, event: dict[str, Any]) -> None:
         match event["event"]:
             case "collected":
-                if event["id"] in self.places:
-                    self.meddling.append(f"two tests are named {event['id']}")
-                self.places[event["id"]] = (event["file"], event["line"])
-                self.phases.setdefault(event["id"], [])
+                self._collect(event["id"], event["file"], event["line"])
             case "phase":
-                if event["id"] not in self.places:
-                    self.meddling.append(f"{event['id']} was reported, and never collected")
-                self.phases.setdefault(event["id"], []).append(event)
+                self._report(event["id"], event)
             case "ran":
                 self.ran.add(event["id"])
             case "raised":
@@ -91,6 +86,17 @@ class EventLog:
                 self.meddling.append(event["text"])
             case "end":
                 self.exit_code = event["exit"]
+
+    def _collect(self, test: str, file: str | None, line: int | None) -> None:
+        if test in self.places:
+            self.meddling.append(f"two tests are named {test}")
+        self.places[test] = (file, line)
+        self.phases.setdefault(test, [])
+
+    def _report(self, test: str, event: dict[str, Any]) -> None:
+        if test not in self.places:
+            self.meddling.append(f"{test} was reported, and never collected")
+        self.phases.setdefault(test, []).append(event)
 
     def outcome_of(self, test: str) -> str:
         """Say what became of a test: passed, failed, error, skipped, xfailed, xpassed, notrun or hidden."""

@@ -15,7 +15,7 @@ from ptc_worker.runner import run_tests
 from ptc_worker.settings import WorkerSettings
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
     from concurrent.futures import Future
 
     from ptc_contracts.progress import Verdict
@@ -36,13 +36,14 @@ def verdicts(
     request: pytest.FixtureRequest, settings: WorkerSettings
 ) -> Iterator[dict[str, Future[Verdict]]]:
     """The verdicts on all cases that are to be tested: as many at a time as there are cores."""
-    judged_cases = {
+    items: list[Any] = request.session.items
+    asked = {
         item.nodeid: item.callspec.params["verdict"]
-        for item in request.session.items
+        for item in items
         if isinstance(item, pytest.Function) and item.module is request.module and hasattr(item, "callspec")
     }
     with ThreadPoolExecutor(settings.ptc_sandbox_concurrency) as threads:
-        yield {name: threads.submit(judged, settings, *case) for name, case in judged_cases.items()}
+        yield {name: threads.submit(judged, settings, *case) for name, case in asked.items()}
         threads.shutdown(cancel_futures=True)
 
 
@@ -52,12 +53,9 @@ def verdict(request: pytest.FixtureRequest, verdicts: dict[str, Future[Verdict]]
     return verdicts[request.node.nodeid].result()
 
 
-def cases(table: dict[str, Any]) -> list[Any]:
+def cases(table: Mapping[str, tuple[Any, ...]]) -> list[Any]:
     """Make parameters of a table's rows: what is to be judged, then what is expected."""
-    return [
-        pytest.param((dedent(tests), more), *expected, id=name)
-        for name, (tests, more, *expected) in table.items()
-    ]
+    return [pytest.param((dedent(row[0]), row[1]), *row[2:], id=name) for name, row in table.items()]
 
 
 def judged(settings: WorkerSettings, tests: str, more: dict[str, str] | None = None) -> Verdict:

@@ -152,7 +152,7 @@ def codes_within(code: types.CodeType) -> frozenset[types.CodeType]:
     return frozenset(inner).union(*map(codes_within, inner))
 
 
-def guarding(tell: Tell, writer: Writer) -> tuple[Look, Complain]:
+def guarding(tell: Tell, writer: Writer) -> tuple[Look, Complain]:  # noqa: C901 its inner functions are counted
     """Watch for what nobody does but to deceive; return what looks for it, and what complains of it."""
     told: set[str] = set()
     noted, frozen = definitions(), gc.get_freeze_count
@@ -215,7 +215,9 @@ def collecting(tell: Tell, known: Known) -> list[Any]:
     return [pytest_itemcollected, pytest_collectreport]
 
 
-def calling(tell: Tell, known: Known, look: Look, meddled: Complain) -> list[Any]:
+def calling(  # noqa: C901, PLR0915 its inner functions are counted
+    tell: Tell, known: Known, look: Look, meddled: Complain
+) -> list[Any]:
     """Make the hooks that see a test run; they go below whatever the project wraps around it."""
     body, skips, is_coroutine, of_unittest = body_of, SKIPS, iscoroutinefunction, TestCaseFunction
     frame = sys._getframe  # noqa: SLF001 the one way to know who calls
