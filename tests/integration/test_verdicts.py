@@ -26,9 +26,9 @@ BOTH = PASSES + FAILS
 
 
 @pytest.fixture(scope="module")
-def settings() -> WorkerSettings:
-    """Settings as they are without configuration."""
-    return WorkerSettings()
+def settings(tmp_path_factory: pytest.TempPathFactory) -> WorkerSettings:
+    """Settings with an environment folder of these tests."""
+    return WorkerSettings(ptc_cache_dir=tmp_path_factory.mktemp("cache"))
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,7 @@ def verdicts(
     asked = {
         item.nodeid: item.callspec.params["verdict"]
         for item in items
-        if isinstance(item, pytest.Function) and item.module is request.module and hasattr(item, "callspec")
+        if getattr(item, "module", None) is request.module and hasattr(item, "callspec")
     }
     with ThreadPoolExecutor(settings.ptc_sandbox_concurrency) as threads:
         yield {name: threads.submit(judged, settings, *case) for name, case in asked.items()}
@@ -58,11 +58,16 @@ def cases(table: Mapping[str, tuple[Any, ...]]) -> list[Any]:
     return [pytest.param((dedent(row[0]), row[1]), *row[2:], id=name) for name, row in table.items()]
 
 
-def judged(settings: WorkerSettings, tests: str, more: dict[str, str] | None = None) -> Verdict:
+def judged(
+    settings: WorkerSettings,
+    tests: str,
+    more: dict[str, str] | None = None,
+    requirements: tuple[str, ...] = (),
+) -> Verdict:
     """Run a test file, with other files beside it."""
     files = {"tests/test_it.py": tests, **(more or {})}
     artifacts = [artifact(path, dedent(text)) for path, text in files.items()]
-    verdict, _ = run_tests(settings, artifacts, (), 60, Halt())
+    verdict, _ = run_tests(settings, artifacts, requirements, 60, Halt())
     return verdict
 
 
@@ -1111,6 +1116,37 @@ def test_an_honest_project_is_green(verdict: Verdict, passed: int) -> None:
     assert (verdict.outcome, verdict.feedback) == (Outcome.PASSED, "")
     assert verdict.test_results is not None
     assert verdict.test_results.tests_passed == passed
+
+
+def test_plugins_that_are_installed_are_loaded(settings: WorkerSettings) -> None:
+    """Those named pytest-…, and anyio's where it is used; what they need of pytest does not look like a trick."""
+    tests = """
+    import asyncio, pytest
+    from hypothesis import given, settings, strategies as st
+    @given(st.integers())
+    @settings(max_examples=3)
+    def test_hypothesis(x):
+        assert x + 0 == x
+    @pytest.mark.asyncio
+    @given(st.integers())
+    @settings(max_examples=3)
+    async def test_both(x):
+        assert x + 0 == x
+    def test_mocker(mocker):
+        stub = mocker.stub()
+        stub(1)
+        stub.assert_called_once_with(1)
+        mocker.patch("os.getcwd", return_value="x")
+    @pytest.fixture(params=["asyncio"])
+    def anyio_backend(request):
+        return request.param
+    @pytest.mark.anyio
+    async def test_anyio():
+        await asyncio.sleep(0)
+    """
+    verdict = judged(settings, dedent(tests), None, ("pytest-mock", "hypothesis", "anyio", "pytest-cov"))
+
+    assert (verdict.outcome, verdict.feedback, verdict.counts) == (Outcome.PASSED, "", {"passed": 4})
 
 
 def test_a_test_that_hangs_is_named(settings: WorkerSettings) -> None:
