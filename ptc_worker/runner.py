@@ -109,8 +109,9 @@ def pytest_command(folder: Path, files: Sequence[CodeArtifact]) -> list[str]:
     """
     return [
         *(str(folder / "bin" / "python"), "-P", "-B", "-m", "pytest", "-q", "--tb=short", "--color=no"),
-        *("-p", "no:cacheprovider", "-p", PLUGIN, "--import-mode=importlib", "--rootdir=."),
-        *(part for name in _plugins(folder, files) for part in ("-p", name)),
+        *("-p", "no:cacheprovider", "--import-mode=importlib", "--rootdir=."),
+        # The last to be loaded is the first to be asked: before a plugin that loads code of the project, as Django's.
+        *(part for name in (*_plugins(folder, files), PLUGIN) for part in ("-p", name)),
         *("-o", "addopts=", "-o", "pythonpath=src . tests", "."),
     ]
 

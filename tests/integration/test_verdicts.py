@@ -722,6 +722,31 @@ TRICKS = {
         },
         "a function of the test report was copied",
     ),
+    "replaces what is built in": (
+        BOTH,
+        {
+            "conftest.py": """
+            import builtins
+            real = getattr
+            builtins.getattr = lambda thing, name, *default: real(thing, name, *default)
+            """
+        },
+        "builtins.getattr was replaced",
+    ),
+    "traces the writer": (
+        BOTH,
+        {
+            "conftest.py": """
+            import sys
+            seen = []
+            def trace(frame, event, argument):
+                if "chain" in frame.f_locals:
+                    seen.append(frame.f_locals["chain"])
+            sys.settrace(trace)
+            """
+        },
+        "a tracer was at work while the test report was written",
+    ),
     "opens the memory of the process": (
         BOTH,
         {"conftest.py": "import os\nos.close(os.open('/proc/self/mem', os.O_RDWR))"},
@@ -845,6 +870,39 @@ STAYS_RED = {
         {},
         {Outcome.CRASHED},
     ),
+    "catches the writer in its exception": (
+        BOTH,
+        {
+            "conftest.py": """
+            import json, os, pytest
+            @pytest.hookimpl(wrapper=True)
+            def pytest_runtest_call(item):
+                saved = {int(fd): os.dup(int(fd)) for fd in os.listdir("/proc/self/fd") if 2 < int(fd) < 32}
+                os.closerange(3, 32)
+                try:
+                    return (yield)
+                except OSError as error:
+                    names = {}
+                    while error.__traceback__ and "chain" not in names:
+                        names = error.__traceback__.tb_frame.f_locals
+                        error.__traceback__ = error.__traceback__.tb_next
+                for fd, copy in saved.items():
+                    os.dup2(copy, fd)
+                chain, fd = names["chain"], names["fd"]
+                os.write(fd, chain.hexdigest().encode() + b" " + names["line"] + b"\\n")
+                good, bad = "tests/test_it.py::test_good", "tests/test_it.py::test_bad"
+                phases = [(good, "call"), (good, "teardown"), (bad, "setup"), (bad, "call"), (bad, "teardown")]
+                phase = {"event": "phase", "outcome": "passed", "xfail": False, "seconds": 0, "text": ""}
+                events = [{**phase, "id": test, "when": when} for test, when in phases]
+                for event in [*events, {"event": "ran", "id": bad}, {"event": "end", "exit": 0}]:
+                    line = json.dumps(event).encode()
+                    chain.update(line)
+                    os.write(fd, chain.hexdigest().encode() + b" " + line + b"\\n")
+                os._exit(0)
+            """
+        },
+        {Outcome.CRASHED},
+    ),
     "removes the reporter": (
         BOTH,
         {
@@ -906,7 +964,7 @@ STAYS_RED = {
     "makes failures skips": (
         BOTH,
         {"conftest.py": "import builtins, pytest\nbuiltins.AssertionError = pytest.skip.Exception"},
-        {Outcome.FAILED},
+        {Outcome.TAMPERED},
     ),
 }
 

@@ -6,7 +6,8 @@ all lines up to it, so that a line which is forged, changed or dropped shows; a 
 end. The key is read once, before any code of the project is loaded. After that only the state of the MAC is
 left, inside a generator that writes for the hooks below and complains of anybody else.
 
-What cannot be prevented inside one interpreter: raw memory (ctypes), and a tracer that watches these functions.
+What cannot be prevented inside one interpreter: raw memory (ctypes), changed closure cells, and a thread or a signal
+handler that catches the writer at work.
 
 `PTC_KEY` names the file with the key; `PTC_EVENTS` the file for the log, or `fd:N` for an open descriptor.
 
@@ -15,6 +16,7 @@ PYTEST_DONT_REWRITE: it may be loaded before pytest starts.
 
 from __future__ import annotations
 
+import builtins
 import gc
 import os
 import sys
@@ -22,6 +24,7 @@ import threading
 import time
 import types
 import unittest
+from _lsprof import Profiler
 from functools import wraps
 from hashlib import blake2b
 from inspect import iscoroutinefunction
@@ -47,24 +50,21 @@ MAX_TEXT = 6000
 
 WATCHED = frozenset(
     {
-        *(
-            "pytest",
-            "pluggy._hooks",
-            "pluggy._manager",
-            "pluggy._callers",
-            "pluggy._caller",
-            "pluggy._execution",
-        ),
-        *("_pytest.assertion", "_pytest.assertion.rewrite", "_pytest.assertion.util", "_pytest.config"),
-        *("_pytest.fixtures", "_pytest.main", "_pytest.nodes", "_pytest.outcomes", "_pytest.python"),
-        *("_pytest.python_api", "_pytest.raises", "_pytest.reports", "_pytest.runner", "_pytest.skipping"),
-        *("_pytest.subtests", "_pytest.unittest", "unittest.case", "unittest.async_case", __name__),
+        *("pytest", "pluggy._hooks", "pluggy._manager", "pluggy._callers", "pluggy._caller"),
+        *("pluggy._execution", "_pytest.assertion", "_pytest.assertion.rewrite", "_pytest.assertion.util"),
+        *("_pytest.config", "_pytest.fixtures", "_pytest.main", "_pytest.nodes", "_pytest.outcomes"),
+        *("_pytest.python", "_pytest.python_api", "_pytest.raises", "_pytest.reports", "_pytest.runner"),
+        *("_pytest.skipping", "_pytest.subtests", "_pytest.unittest"),
+        *("unittest.case", "unittest.async_case", __name__),
     }
 )
 """Modules whose functions and classes must stay what they are: what runs tests, and what they assert with."""
 
 GUARDED = ("pytest", "_pytest", "pluggy", "unittest", __name__)
 """Packages whose functions must keep their code."""
+
+BUILTINS = ("AssertionError", "all", "any", "callable", "getattr", "hasattr", "id", "isinstance", "len", "type")
+"""Built-in names that must mean what they mean, for pytest and for us."""
 
 REPLACED_BY_PYTEST = {"_getini_unknown_type"}
 """What pytest itself replaces (in `_pytest.legacypath`) after we have looked."""
@@ -102,12 +102,14 @@ def opened(key_file: str, events: str) -> tuple[Tell, Writer]:
     flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
     fd = int(number) if kind == "fd" else os.open(events, flags, 0o600)
     os.set_inheritable(fd, False)  # noqa: FBT003 the call takes no names
-    lock = threading.RLock()
+    lock, tracer, profiler, harmless = threading.RLock(), sys.gettrace, sys.getprofile, {type(None), Profiler}
     writer = writing(blake2b(key=key, digest_size=16), fd)
     next(writer)
 
     def tell(kind: str, **facts: object) -> None:
         with lock:
+            if tracer() is not None or type(profiler()) not in harmless:
+                writer.send(("meddled", {"text": "a tracer was at work while the test report was written"}))
             writer.send((kind, facts))
 
     return tell, writer
@@ -115,7 +117,8 @@ def opened(key_file: str, events: str) -> tuple[Tell, Writer]:
 
 def writing(chain: Any, fd: int) -> Writer:  # noqa: ANN401 hashlib does not name the class
     """Write each event at once, so that a crash loses none; what it needs is local, for modules can be changed."""
-    write, frame, getpid, json = os.write, sys._getframe, os.getpid, encoded  # noqa: SLF001 the one way there is
+    write, getpid, leave, json = os.write, os.getpid, os._exit, encoded  # noqa: SLF001 no cleaning up by the project
+    frame = sys._getframe  # noqa: SLF001 the one way to know who calls
     mouths = codes_within(opened.__code__)
     tellers = mouths.union(*(codes_within(teller.__code__) for teller in TELLERS))
     ours = getpid()
@@ -128,8 +131,11 @@ def writing(chain: Any, fd: int) -> Writer:  # noqa: ANN401 hashlib does not nam
         line = json({"event": kind, **facts}).encode()
         chain.update(line)
         rest = f"{chain.hexdigest()} ".encode() + line + b"\n"
-        while rest:
-            rest = rest[write(fd, rest) :]
+        try:
+            while rest:
+                rest = rest[write(fd, rest) :]
+        except OSError:
+            leave(pytest.ExitCode.INTERNAL_ERROR)  # raised, it would show these names to whoever catches it
 
 
 def encoded(facts: dict[str, object], quoted: Callable[[str], str] = encode_basestring_ascii) -> str:
@@ -155,7 +161,7 @@ def codes_within(code: types.CodeType) -> frozenset[types.CodeType]:
 def guarding(tell: Tell, writer: Writer) -> tuple[Look, Complain]:  # noqa: C901 its inner functions are counted
     """Watch for what nobody does but to deceive; return what looks for it, and what complains of it."""
     told: set[str] = set()
-    noted, frozen = definitions(), gc.get_freeze_count
+    noted, frozen, every, each = definitions(), gc.get_freeze_count, all, map
     ours = codes_within(opened.__code__).union(*(codes_within(f.__code__) for f in TELLERS))
     guarded = tuple(os.path.dirname(vars(sys.modules[name])["__file__"]) + os.sep for name in GUARDED)
 
@@ -167,7 +173,7 @@ def guarding(tell: Tell, writer: Writer) -> tuple[Look, Complain]:  # noqa: C901
     def look() -> None:
         """Complain of what is no longer what it was before the project's code was loaded."""
         for name, get, names, values in noted:
-            if not all(map(is_, map(get, names), values)):
+            if not every(each(is_, each(get, names), values)):
                 for changed, value in zip(names, values, strict=True):
                     if get(changed) is not value:
                         meddled(f"{name}.{changed} was replaced")
@@ -195,7 +201,7 @@ def guarding(tell: Tell, writer: Writer) -> tuple[Look, Complain]:  # noqa: C901
 
 def collecting(tell: Tell, known: Known) -> list[Any]:
     """Make the hooks that tell what is found."""
-    body = body_of
+    body, trim = body_of, trimmed
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_itemcollected(item: pytest.Item) -> None:
@@ -208,7 +214,7 @@ def collecting(tell: Tell, known: Known) -> list[Any]:
     def pytest_collectreport(report: pytest.CollectReport) -> None:
         """Tell of a file that cannot be collected, or that is skipped as a whole."""
         if report.failed:
-            tell("collect_error", id=report.nodeid, text=trimmed(report.longreprtext))
+            tell("collect_error", id=report.nodeid, text=trim(report.longreprtext))
         elif report.skipped:
             tell("skipped_file", id=report.nodeid)
 
@@ -367,7 +373,8 @@ Definition = tuple[str, "Callable[[str], object]", tuple[str, ...], tuple[object
 
 def definitions() -> list[Definition]:
     """Note the functions and classes of the watched modules, in the modules and in their classes."""
-    noted: list[Definition] = []
+    space = vars(builtins)
+    noted: list[Definition] = [("builtins", space.get, BUILTINS, tuple(map(space.get, BUILTINS)))]
     for module in filter(None, map(sys.modules.get, WATCHED)):
         owners: list[types.ModuleType | type] = [module, *classes_of(module)]
         for owner in owners:
