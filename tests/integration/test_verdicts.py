@@ -874,18 +874,29 @@ STAYS_RED = {
         BOTH,
         {
             "conftest.py": """
-            import json, os, pytest
+            import fcntl, json, os, pytest
             @pytest.hookimpl(wrapper=True)
             def pytest_runtest_call(item):
-                saved = {int(fd): os.dup(int(fd)) for fd in os.listdir("/proc/self/fd") if 2 < int(fd) < 32}
-                os.closerange(3, 32)
+                saved = {}
+                for fd in range(3, 32):
+                    try:
+                        target = os.readlink(f"/proc/self/fd/{fd}")
+                    except OSError:
+                        continue
+                    if "events" in target or "pipe" in target:
+                        saved[fd] = fcntl.fcntl(fd, fcntl.F_DUPFD, 64)
+                for fd in saved:
+                    os.close(fd)
                 try:
                     return (yield)
                 except OSError as error:
-                    names = {}
-                    while error.__traceback__ and "chain" not in names:
-                        names = error.__traceback__.tb_frame.f_locals
-                        error.__traceback__ = error.__traceback__.tb_next
+                    names, caught = {}, error
+                    while caught:
+                        trace = caught.__traceback__
+                        while trace:
+                            names = trace.tb_frame.f_locals if "chain" in trace.tb_frame.f_locals else names
+                            trace = trace.tb_next
+                        caught = caught.__context__
                 for fd, copy in saved.items():
                     os.dup2(copy, fd)
                 chain, fd = names["chain"], names["fd"]
@@ -899,6 +910,22 @@ STAYS_RED = {
                     chain.update(line)
                     os.write(fd, chain.hexdigest().encode() + b" " + line + b"\\n")
                 os._exit(0)
+            """
+        },
+        {Outcome.CRASHED},
+    ),
+    "throws into the writer": (
+        BOTH,
+        {
+            "conftest.py": """
+            def pytest_collection_modifyitems(config):
+                hook = config.pluginmanager.get_plugin("ptc-reporter").pytest_itemcollected
+                tell = dict(zip(hook.__code__.co_freevars, hook.__closure__))["tell"].cell_contents
+                writer = dict(zip(tell.__code__.co_freevars, tell.__closure__))["writer"].cell_contents
+                try:
+                    writer.throw(ValueError)
+                except ValueError as error:
+                    assert "chain" in error.__traceback__.tb_next.tb_frame.f_locals
             """
         },
         {Outcome.CRASHED},

@@ -63,7 +63,18 @@ WATCHED = frozenset(
 GUARDED = ("pytest", "_pytest", "pluggy", "unittest", __name__)
 """Packages whose functions must keep their code."""
 
-BUILTINS = ("AssertionError", "all", "any", "callable", "getattr", "hasattr", "id", "isinstance", "len", "type")
+BUILTINS = (
+    "AssertionError",
+    "all",
+    "any",
+    "callable",
+    "getattr",
+    "hasattr",
+    "id",
+    "isinstance",
+    "len",
+    "type",
+)
 """Built-in names that must mean what they mean, for pytest and for us."""
 
 REPLACED_BY_PYTEST = {"_getini_unknown_type"}
@@ -117,25 +128,27 @@ def opened(key_file: str, events: str) -> tuple[Tell, Writer]:
 
 def writing(chain: Any, fd: int) -> Writer:  # noqa: ANN401 hashlib does not name the class
     """Write each event at once, so that a crash loses none; what it needs is local, for modules can be changed."""
-    write, getpid, leave, json = os.write, os.getpid, os._exit, encoded  # noqa: SLF001 no cleaning up by the project
+    write, getpid, leave, json = os.write, os.getpid, os._exit, encoded
     frame = sys._getframe  # noqa: SLF001 the one way to know who calls
     mouths = codes_within(opened.__code__)
     tellers = mouths.union(*(codes_within(teller.__code__) for teller in TELLERS))
     ours = getpid()
-    while True:
-        kind, facts = yield
-        if getpid() != ours:
-            continue  # a forked child has nothing to say
-        if frame(1).f_code not in mouths or frame(2).f_code not in tellers:
-            kind, facts = "meddled", {"text": "code of the project wrote to the test report"}
-        line = json({"event": kind, **facts}).encode()
-        chain.update(line)
-        rest = f"{chain.hexdigest()} ".encode() + line + b"\n"
-        try:
+    try:
+        while True:
+            kind, facts = yield
+            if getpid() != ours:
+                continue  # a forked child has nothing to say
+            if frame(1).f_code not in mouths or frame(2).f_code not in tellers:
+                kind, facts = "meddled", {"text": "code of the project wrote to the test report"}
+            line = json({"event": kind, **facts}).encode()
+            chain.update(line)
+            rest = f"{chain.hexdigest()} ".encode() + line + b"\n"
             while rest:
                 rest = rest[write(fd, rest) :]
-        except OSError:
-            leave(pytest.ExitCode.INTERNAL_ERROR)  # raised, it would show these names to whoever catches it
+    except GeneratorExit:
+        return
+    except BaseException:  # noqa: BLE001 whoever catches it would find these names in its traceback
+        leave(pytest.ExitCode.INTERNAL_ERROR)
 
 
 def encoded(facts: dict[str, object], quoted: Callable[[str], str] = encode_basestring_ascii) -> str:
