@@ -148,7 +148,7 @@ def writing(chain: Any, fd: int) -> Writer:  # noqa: ANN401 hashlib does not nam
     except GeneratorExit:
         return
     except BaseException:  # noqa: BLE001 whoever catches it would find these names in its traceback
-        leave(pytest.ExitCode.INTERNAL_ERROR)
+        leave(failure)
 
 
 def encoded(facts: dict[str, object], quoted: Callable[[str], str] = encode_basestring_ascii) -> str:
