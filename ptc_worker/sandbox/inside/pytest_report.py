@@ -130,6 +130,7 @@ def writing(chain: Any, fd: int) -> Writer:  # noqa: ANN401 hashlib does not nam
     """Write each event at once, so that a crash loses none; what it needs is local, for modules can be changed."""
     write, getpid, leave, json = os.write, os.getpid, os._exit, encoded
     frame = sys._getframe  # noqa: SLF001 the one way to know who calls
+    failure = int(pytest.ExitCode.INTERNAL_ERROR)
     mouths = codes_within(opened.__code__)
     tellers = mouths.union(*(codes_within(teller.__code__) for teller in TELLERS))
     ours = getpid()
