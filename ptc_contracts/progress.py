@@ -58,8 +58,8 @@ class Verdict(BaseModel):
 
     @property
     def score(self) -> tuple[int, int, int]:
-        """Order verdicts from worst to best: tests ran, tests passed, fewest failures."""
-        if self.test_results is None:
+        """Order verdicts from worst to best: tests ran and can be believed, tests passed, fewest failures."""
+        if self.test_results is None or self.outcome is Outcome.TAMPERED:
             return (-1 if self.outcome is Outcome.UNREADABLE else 0, 0, 0)
         return (1, self.test_results.tests_passed, -self.test_results.tests_failed)
 

@@ -222,3 +222,11 @@ def test_what_a_result_keeps_is_bounded() -> None:
     assert judged.counts == {"passed": len(tests), "failed": 1}
     assert len(judged.test_results.stdout) < KEPT_STREAM_CHARS + 80
     assert f"180000 characters left out, {KEPT_STREAM_CHARS} are kept" in judged.test_results.stdout
+
+
+def test_a_draft_that_cannot_be_believed_is_no_better_than_one_that_fails() -> None:
+    """Whatever number of tests it claims to pass."""
+    tampered = verdict(log_of([{"event": "meddled", "text": "x"}, *passing(A, B)]))
+    failing = verdict(log_of([collected(A), *phases(A, "failed"), END | {"exit": 1}]), exit_code=1)
+
+    assert tampered.score < failing.score
