@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from textwrap import dedent
 from typing import TYPE_CHECKING, Any
@@ -9,14 +10,19 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from ptc_contracts.progress import Outcome
+from ptc_worker.environments import environment
+from ptc_worker.expected import expected_of
 from ptc_worker.filetypes import artifact
 from ptc_worker.halt import Halt
-from ptc_worker.runner import run_tests
+from ptc_worker.runner import pytest_command, run_tests
+from ptc_worker.sandbox.protocol import ExecResult
 from ptc_worker.settings import WorkerSettings
+from ptc_worker.verdict import EventLog, judge
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from concurrent.futures import Future
+    from pathlib import Path
 
     from ptc_contracts.progress import Verdict
 
@@ -40,7 +46,7 @@ def verdicts(
     asked = {
         item.nodeid: item.callspec.params["verdict"]
         for item in items
-        if getattr(item, "module", None) is request.module and hasattr(item, "callspec")
+        if getattr(item, "module", None) is request.module and "verdict" in item.fixturenames
     }
     with ThreadPoolExecutor(settings.ptc_sandbox_concurrency) as threads:
         yield {name: threads.submit(judged, settings, *case) for name, case in asked.items()}
@@ -1232,6 +1238,47 @@ def test_plugins_that_are_installed_are_loaded(settings: WorkerSettings) -> None
     verdict = judged(settings, dedent(tests), None, ("pytest-mock", "hypothesis", "anyio", "pytest-cov"))
 
     assert (verdict.outcome, verdict.feedback, verdict.counts) == (Outcome.PASSED, "", {"passed": 4})
+
+
+FORKING = """
+import os, sys
+import pytest, ptc_inside.pytest_report
+reading, writing = os.pipe()
+if not (child := os.fork()):
+    os.close(reading)
+    os.environ["PTC_EVENTS"] = f"fd:{writing}"
+    os.dup2(2, 1)
+    os._exit(pytest.main(sys.argv[1:]))
+os.close(writing)
+with os.fdopen(reading, "rb") as events:
+    sys.stdout.buffer.write(events.read())
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+@pytest.mark.parametrize(("tests", "outcome"), [(PASSES, Outcome.PASSED), (BOTH, Outcome.FAILED)])
+def test_a_fork_of_a_process_that_has_everything_loaded_reports_as_well(
+    settings: WorkerSettings, tmp_path: Path, tests: str, outcome: Outcome
+) -> None:
+    """Into a pipe, whose other end sees the end."""
+    files = [artifact("tests/test_it.py", tests)]
+    folder = environment(settings.ptc_cache_dir, (), 60, Halt())
+    (tmp_path / "tests").mkdir()
+    (tmp_path / "tests" / "test_it.py").write_text(tests)
+    (key := tmp_path.with_suffix(".key")).write_bytes(b"k" * 32)
+    python, *arguments = pytest_command(folder, files)
+    ran = subprocess.run(
+        [python, "-P", "-B", "-c", FORKING, *arguments[arguments.index("pytest") + 1 :]],
+        cwd=tmp_path,
+        env={"PTC_KEY": str(key), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},
+        capture_output=True,
+        check=False,
+    )
+    result = ExecResult(exit_code=ran.returncode, stdout=b"", stderr=ran.stderr, duration_seconds=1.0)
+    verdict = judge(result, EventLog.parse(ran.stdout, b"k" * 32), "pytest", expected_of(files))
+
+    assert verdict.outcome is outcome, ran.stderr.decode()
+    assert not key.exists()
 
 
 def test_a_test_that_hangs_is_named(settings: WorkerSettings) -> None:
