@@ -739,19 +739,28 @@ TRICKS = {
         },
         "builtins.getattr was replaced",
     ),
-    "traces the writer": (
+    "watches the writer": (
         BOTH,
         {
             "conftest.py": """
-            import sys
-            seen = []
-            def trace(frame, event, argument):
-                if "chain" in frame.f_locals:
-                    seen.append(frame.f_locals["chain"])
-            sys.settrace(trace)
+            import os, pytest, sys
+            def watch(frame, event, argument):
+                if {"chain", "tellers"} <= frame.f_locals.keys():
+                    seen.update(frame.f_locals)
+            seen = {}
+            sys.settrace(watch)
+            sys.setprofile(watch)
+            @pytest.hookimpl(tryfirst=True)
+            def pytest_pyfunc_call(pyfuncitem):
+                if seen:
+                    line = b'{"event": "ran", "id": "%s"}' % pyfuncitem.nodeid.encode()
+                    seen["chain"].update(line)
+                    line = seen["chain"].hexdigest().encode() + b" " + line + b"\\n"
+                    os.write(seen["fd"], line)
+                return True
             """
         },
-        "a tracer was at work while the test report was written",
+        "test_bad was reported as passed, and its function never ran",
     ),
     "opens the memory of the process": (
         BOTH,
@@ -1131,7 +1140,7 @@ HONEST = {
     ),
     "uses what is near to tricks": (
         """
-        import ctypes, gc, inspect, multiprocessing, os, subprocess, sys, threading, types, weakref
+        import cProfile, ctypes, gc, inspect, multiprocessing, os, subprocess, sys, threading, types, weakref
         def work(n):
             return n + 1
         def test_processes():
@@ -1158,23 +1167,30 @@ HONEST = {
             assert inspect.stack()[0].function == "test_frames"
             assert sys._getframe().f_code.co_name == "test_frames"
             seen = []
-            sys.settrace(lambda *a: seen.append(a[1]))
+            def watch(frame, event, argument):
+                seen.append(frame.f_code.co_name)
+            sys.settrace(watch)
             work(1)
-            sys.settrace(None)
-            assert seen == ["call"]
+            assert seen == ["work"]
             def one(): return 1
             def two(): return 2
             one.__code__ = two.__code__
             assert one() == 2
             def numbers(): yield 1
             assert inspect.getgeneratorlocals(numbers()) == {}
+        def test_tracers_that_are_left_behind():
+            sys.settrace(None)
+            profiler = cProfile.Profile()
+            profiler.enable()
+            work(1)
         def test_threads():
+            sys.setprofile(None)
             thread = threading.Thread(target=work, args=(1,))
             thread.start()
             thread.join()
         """,
         {"pytest.ini": "[pytest]\nfilterwarnings = error\n"},
-        4,
+        5,
     ),
     "imports from src": (
         "import thing\ndef test_a():\n    assert thing.X == thing.X\n",

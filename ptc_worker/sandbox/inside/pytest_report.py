@@ -24,7 +24,6 @@ import threading
 import time
 import types
 import unittest
-from _lsprof import Profiler
 from functools import wraps
 from hashlib import blake2b
 from inspect import iscoroutinefunction
@@ -113,15 +112,29 @@ def opened(key_file: str, events: str) -> tuple[Tell, Writer]:
     flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
     fd = int(number) if kind == "fd" else os.open(events, flags, 0o600)
     os.set_inheritable(fd, False)  # noqa: FBT003 the call takes no names
-    lock, tracer, profiler, harmless = threading.RLock(), sys.gettrace, sys.getprofile, {type(None), Profiler}
+    lock, can_watch = (
+        threading.RLock(),
+        callable,
+    )  # cProfile's profilers cannot, and do not bear to be put back
+    tracer, trace, profiler, profile = sys.gettrace, sys.settrace, sys.getprofile, sys.setprofile
     writer = writing(blake2b(key=key, digest_size=16), fd)
     next(writer)
 
     def tell(kind: str, **facts: object) -> None:
+        """Pass an event to the writer, while nobody watches what it does."""
         with lock:
-            if tracer() is not None or type(profiler()) not in harmless:
-                writer.send(("meddled", {"text": "a tracer was at work while the test report was written"}))
-            writer.send((kind, facts))
+            tracing, profiling = tracer(), profiler()
+            if tracing is not None:
+                trace(None)
+            if can_watch(profiling):
+                profile(None)
+            try:
+                writer.send((kind, facts))
+            finally:
+                if can_watch(profiling):
+                    profile(profiling)
+                if tracing is not None:
+                    trace(tracing)
 
     return tell, writer
 
@@ -250,6 +263,7 @@ def calling(  # noqa: C901, PLR0915 its inner functions are counted
     @pytest.hookimpl(trylast=True, wrapper=True)
     def pytest_runtest_setup(item: pytest.Item) -> Generator[None, Any, Any]:
         """Tell what a fixture raised."""
+        __tracebackhide__ = True
         try:
             return (yield)
         except BaseException as error:
@@ -259,6 +273,7 @@ def calling(  # noqa: C901, PLR0915 its inner functions are counted
     @pytest.hookimpl(trylast=True, wrapper=True)
     def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, Any, Any]:
         """Tell what the end of a fixture raised."""
+        __tracebackhide__ = True
         try:
             return (yield)
         except BaseException as error:
@@ -268,6 +283,7 @@ def calling(  # noqa: C901, PLR0915 its inner functions are counted
     @pytest.hookimpl(trylast=True, wrapper=True)
     def pytest_runtest_call(item: Any) -> Generator[None, Any, Any]:  # noqa: ANN401 a test of any kind
         """Put a probe around the test's function, for the time of the call."""
+        __tracebackhide__ = True
         whole = getattr(item, "obj", None)
         if not callable(whole) or id(item) not in known:
             return (yield)
