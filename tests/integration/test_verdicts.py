@@ -255,7 +255,7 @@ TRICKS = {
         {
             "conftest.py": """
             import pytest
-            @pytest.hookimpl(wrapper=True)
+            @pytest.hookimpl(wrapper=True, trylast=True)
             def pytest_runtest_teardown(item):
                 try:
                     return (yield)
@@ -762,6 +762,36 @@ TRICKS = {
         },
         "test_bad was reported as passed, and its function never ran",
     ),
+    "is called by the garbage collector at the right moment": (
+        BOTH,
+        {
+            "conftest.py": """
+            import gc, os, pytest, sys
+            class Trap:
+                def __init__(self):
+                    self.me = self
+                def __del__(self):
+                    frame = sys._getframe()
+                    while frame:
+                        if {"chain", "tellers"} <= frame.f_locals.keys():
+                            seen.update(frame.f_locals)
+                        frame = frame.f_back
+                    Trap()
+            seen = {}
+            Trap()
+            gc.set_threshold(1)
+            @pytest.hookimpl(tryfirst=True)
+            def pytest_pyfunc_call(pyfuncitem):
+                if seen:
+                    line = b'{"event": "ran", "id": "%s"}' % pyfuncitem.nodeid.encode()
+                    seen["chain"].update(line)
+                    line = seen["chain"].hexdigest().encode() + b" " + line + b"\\n"
+                    os.write(seen["fd"], line)
+                return True
+            """
+        },
+        "test_bad was reported as passed, and its function never ran",
+    ),
     "opens the memory of the process": (
         BOTH,
         {"conftest.py": "import os\nos.close(os.open('/proc/self/mem', os.O_RDWR))"},
@@ -1141,6 +1171,7 @@ HONEST = {
     "uses what is near to tricks": (
         """
         import cProfile, ctypes, gc, inspect, multiprocessing, os, subprocess, sys, threading, types, weakref
+        import pytest
         def work(n):
             return n + 1
         def test_processes():
@@ -1166,31 +1197,34 @@ HONEST = {
         def test_frames():
             assert inspect.stack()[0].function == "test_frames"
             assert sys._getframe().f_code.co_name == "test_frames"
-            seen = []
-            def watch(frame, event, argument):
-                seen.append(frame.f_code.co_name)
-            sys.settrace(watch)
-            work(1)
-            assert seen == ["work"]
             def one(): return 1
             def two(): return 2
             one.__code__ = two.__code__
             assert one() == 2
             def numbers(): yield 1
             assert inspect.getgeneratorlocals(numbers()) == {}
-        def test_tracers_that_are_left_behind():
+        @pytest.fixture
+        def seen():
+            names = []
+            sys.settrace(lambda frame, event, argument: names.append(frame.f_code.co_name))
+            yield names
             sys.settrace(None)
-            profiler = cProfile.Profile()
-            profiler.enable()
+        def test_traced(seen):
+            work(1)
+            assert seen[-1] == "work"
+        @pytest.fixture
+        def profiler():
+            with cProfile.Profile() as profiler:
+                yield profiler
+        def test_profiled(profiler):
             work(1)
         def test_threads():
-            sys.setprofile(None)
             thread = threading.Thread(target=work, args=(1,))
             thread.start()
             thread.join()
         """,
         {"pytest.ini": "[pytest]\nfilterwarnings = error\n"},
-        5,
+        6,
     ),
     "imports from src": (
         "import thing\ndef test_a():\n    assert thing.X == thing.X\n",

@@ -117,20 +117,24 @@ def opened(key_file: str, events: str) -> tuple[Tell, Writer]:
         callable,
     )  # cProfile's profilers cannot, and do not bear to be put back
     tracer, trace, profiler, profile = sys.gettrace, sys.settrace, sys.getprofile, sys.setprofile
+    collects, stop_collecting, collect_again = gc.isenabled, gc.disable, gc.enable
     writer = writing(blake2b(key=key, digest_size=16), fd)
     next(writer)
 
     def tell(kind: str, **facts: object) -> None:
-        """Pass an event to the writer, while nobody watches what it does."""
+        """Pass an event to the writer; meanwhile no code of the project runs that could watch it."""
         with lock:
-            tracing, profiling = tracer(), profiler()
+            tracing, profiling, collecting = tracer(), profiler(), collects()
             if tracing is not None:
                 trace(None)
             if can_watch(profiling):
                 profile(None)
+            stop_collecting()
             try:
                 writer.send((kind, facts))
             finally:
+                if collecting:
+                    collect_again()
                 if can_watch(profiling):
                     profile(profiling)
                 if tracing is not None:
