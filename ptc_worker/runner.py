@@ -107,13 +107,21 @@ def pytest_command(folder: Path, files: Sequence[CodeArtifact]) -> list[str]:
     Nothing of the project chooses what is loaded or run: no options from its configuration, no plugins by
     discovery, no module of its own before pytest's.
     """
+    plugins = _plugins(folder, files)
     return [
         *(str(folder / "bin" / "python"), "-P", "-B", "-m", "pytest", "-q", "--tb=short", "--color=no"),
         *("-p", "no:cacheprovider", "--import-mode=importlib", "--rootdir=."),
         # The last to be loaded is the first to be asked: before a plugin that loads code of the project, as Django's.
-        *(part for name in (*_plugins(folder, files), PLUGIN) for part in ("-p", name)),
+        *(part for name in (*plugins, PLUGIN) for part in ("-p", name)),
+        *(_loop_scope(files) if "asyncio" in plugins else ()),
         *("-o", "addopts=", "-o", "pythonpath=src . tests", "."),
     ]
+
+
+def _loop_scope(files: Sequence[CodeArtifact]) -> list[str]:
+    """Choose what pytest-asyncio warns of when nobody does: a warning may count as an error."""
+    name = "asyncio_default_fixture_loop_scope"
+    return [] if any(name in file.content for file in files) else ["-o", f"{name}=function"]
 
 
 def _plugins(folder: Path, files: Sequence[CodeArtifact]) -> list[str]:

@@ -1055,7 +1055,7 @@ HONEST = {
             "import pytest\n@pytest.mark.asyncio\nasync def test_a():\n    pass\n"
             "class TestB:\n    @pytest.mark.asyncio\n    async def test_b(self):\n        pass"
         ),
-        {},
+        {"pytest.ini": "[pytest]\nfilterwarnings = error\n"},
         2,
     ),
     "is asynchronous by its configuration": (
