@@ -23,12 +23,16 @@ class Outcome(str, Enum):
     FAILED = "failed"
     COLLECTION_ERROR = "collection_error"
     NO_TESTS = "no_tests"
+    """None was collected, or none passed."""
     USAGE_ERROR = "usage_error"
+    """pytest refused its configuration."""
     TIMEOUT = "timeout"
     CRASHED = "crashed"
+    """The run never came to its end."""
     OUT_OF_MEMORY = "out_of_memory"
     OUTPUT_LIMIT = "output_limit"
     TAMPERED = "tampered"
+    """What the run reports cannot be believed."""
     MISSING_DEPENDENCY = "missing_dependency"
     GATE = "gate"
     """The static gate refused it; no sandbox was spent."""
@@ -48,12 +52,14 @@ class Verdict(BaseModel):
     feedback: str = ""
     """What the model is told, in prose."""
     tests: list[dict[str, Any]] = Field(default_factory=list)
-    """Every test: `id`, `outcome`, `seconds`."""
+    """Tests one by one: `id`, `outcome`, `seconds`; of very many, those that did not pass come first."""
+    counts: dict[str, int] = Field(default_factory=dict)
+    """How many tests there were of each outcome: passed, failed, error, skipped, xfailed, xpassed, notrun, hidden."""
 
     @property
     def score(self) -> tuple[int, int, int]:
-        """Order verdicts from worst to best: tests ran, tests passed, fewest failures."""
-        if self.test_results is None:
+        """Order verdicts from worst to best: tests ran and can be believed, tests passed, fewest failures."""
+        if self.test_results is None or self.outcome is Outcome.TAMPERED:
             return (-1 if self.outcome is Outcome.UNREADABLE else 0, 0, 0)
         return (1, self.test_results.tests_passed, -self.test_results.tests_failed)
 
@@ -202,7 +208,7 @@ def conclude(
     completed_at = max(datetime.now(UTC), started_at)
     verdict = progress.best_verdict
     calls = list(calls)
-    tests = {"tests": verdict.tests, "outcome": verdict.outcome.value} if verdict else {}
+    examined = verdict.model_dump(mode="json", include={"outcome", "counts", "tests"}) if verdict else {}
     estimated = sum(call.estimated for call in calls)
     return PTCArtifactResult(
         execution_id=plan.execution_id,
@@ -221,7 +227,7 @@ def conclude(
             "run_id": run_id,
             **progress.facts,
             "history": [note.model_dump(mode="json") for note in progress.history],
-            **tests,
+            **examined,
             **({"calls_with_estimated_tokens": estimated} if estimated else {}),
         },
     )

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import secrets
+import shlex
 import threading
 import time
 from contextlib import contextmanager
 from functools import cache
+from importlib.metadata import distributions
 from typing import TYPE_CHECKING
 
 import structlog
+from packaging.utils import canonicalize_name
 
 from ptc_worker.environments import environment
+from ptc_worker.expected import expected_of
 from ptc_worker.once import once
 from ptc_worker.sandbox import open_sandbox
-from ptc_worker.sandbox.protocol import SandboxError
+from ptc_worker.sandbox.protocol import IsolationRefusedError, SandboxError
 from ptc_worker.verdict import EventLog, judge
 
 if TYPE_CHECKING:
@@ -42,7 +46,7 @@ def run_tests(
 ) -> tuple[Verdict, str]:
     """Run a project's tests for at most so many seconds; return the verdict and what isolated them.
 
-    A sandbox that fails is replaced once: that is our fault, not the draft's.
+    A sandbox that fails is replaced once: that is our fault, not the draft's. One that is refused is not.
 
     Raises:
         InstallError: the packages cannot be installed.
@@ -61,6 +65,8 @@ def run_tests(
                 raise TimeoutError("no time was left for the tests")
             try:
                 return _run_once(settings, files, folder, min(left, settings.ptc_test_timeout), halt)
+            except IsolationRefusedError:
+                raise
             except SandboxError as error:
                 halt.check()
                 log.warning("sandbox_failed", attempt=attempt, error=str(error))
@@ -73,46 +79,77 @@ def _run_once(
     settings: WorkerSettings, files: Sequence[CodeArtifact], folder: Path, seconds: float, halt: Halt
 ) -> tuple[Verdict, str]:
     key = secrets.token_bytes(32)
-    python = str(folder / "bin" / "python")
-    asyncio = any("asyncio" in file.content for file in files if file.file_path.endswith(".py"))
-    plugins = any(line.startswith("pytest-") for line in _distributions(folder))
-    command = [
-        *(python, "-P", "-B", "-m", "pytest", "-q", "--tb=short", "--color=no"),
-        *("-p", "no:cacheprovider", "-p", PLUGIN, "--import-mode=importlib", "--rootdir=."),
-        *(("-p", "pytest_asyncio.plugin") if asyncio and not plugins else ()),
-        *("-o", "addopts=", "-o", "pythonpath=src . tests"),
-    ]
+    command = pytest_command(folder, files)
     with open_sandbox(settings, folder) as box, halt.calling(box.stop):
         box.write({f"project/{file.file_path}": file.content.encode() for file in files})
-        box.write({"ptc/key": key, "home/.keep": b""})
+        box.write({"ptc/key": key, "home/.keep": b"", "tmp/.keep": b""})
         ran = box.exec(
             command,
             env={
                 "PATH": f"{folder}/bin:/usr/bin:/bin",
                 "HOME": f"{box.root}/home",
+                "TMPDIR": f"{box.root}/tmp",
+                "USER": "sandbox",
                 "LANG": "C.UTF-8",
                 "PTC_KEY": f"{box.root}/ptc/key",
                 "PYTHONDONTWRITEBYTECODE": "1",
                 "PYTHONHASHSEED": "0",
                 "OPENBLAS_NUM_THREADS": "1",
-                **({} if plugins else {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}),
+                "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
             },
             cwd="project",
             timeout=seconds,
         )
-        verdict = judge(ran, EventLog.parse(ran.events, key), "python " + " ".join(command[1:]))
+        told = "python " + shlex.join(command[1:])
+        verdict = judge(ran, EventLog.parse(ran.events, key), told, expected_of(files))
         log.info("tests_ran", outcome=verdict.outcome.value, seconds=round(ran.duration_seconds, 2))
         return verdict, box.isolation
 
 
+def pytest_command(folder: Path, files: Sequence[CodeArtifact]) -> list[str]:
+    """Write the command line that runs a project's tests in an environment.
+
+    Nothing of the project chooses what is loaded or run: no options from its configuration, no plugins by
+    discovery, no module of its own before pytest's.
+    """
+    plugins = _plugins(folder, files)
+    return [
+        *(str(folder / "bin" / "python"), "-P", "-B", "-m", "pytest", "-q", "--tb=short", "--color=no"),
+        *("-p", "no:cacheprovider", "--import-mode=importlib", "--rootdir=."),
+        # The last to be loaded is the first to be asked: before a plugin that loads code of the project, as Django's.
+        *(part for name in (*plugins, PLUGIN) for part in ("-p", name)),
+        *(_loop_scope(files) if "asyncio" in plugins else ()),
+        *("-o", "addopts=", "-o", "pythonpath=src . tests", "."),
+    ]
+
+
+def _loop_scope(files: Sequence[CodeArtifact]) -> list[str]:
+    """Choose what pytest-asyncio warns of when nobody does: a warning may count as an error."""
+    name = "asyncio_default_fixture_loop_scope"
+    return [] if any(name in file.content for file in files) else ["-o", f"{name}=function"]
+
+
+def _plugins(folder: Path, files: Sequence[CodeArtifact]) -> list[str]:
+    """Name the plugins to load: all of distributions named pytest-…; of those that are always there if used."""
+    texts = [file.content for file in files if file.file_path.endswith((".py", ".ini", ".toml", ".cfg"))]
+    unused = {name for name, sign in _LOADED_WHEN_USED.items() if not any(sign in text for text in texts)}
+    return sorted(set(_entry_points(folder)) - unused)
+
+
+_LOADED_WHEN_USED = {"asyncio": "asyncio", "anyio": "mark.anyio"}
+"""Names of plugins that are there for other reasons, and what a project holds that needs them."""
+
+
 @cache
-def _distributions(folder: Path) -> frozenset[str]:
-    """Name the pytest plugins that were asked for beside our own; they are loaded by their entry points."""
-    names = (
-        path.name.partition("-")[0].replace("_", "-")
-        for path in folder.glob("lib/python*/site-packages/*.dist-info")
+def _entry_points(folder: Path) -> tuple[str, ...]:
+    """Name the pytest plugins in an environment; of distributions that are named otherwise only anyio's."""
+    (site_packages,) = folder.glob("lib/python*/site-packages")
+    return tuple(
+        point.name
+        for distribution in distributions(path=[str(site_packages)])
+        if (name := canonicalize_name(distribution.name)).startswith("pytest-") or name == "anyio"
+        for point in distribution.entry_points.select(group="pytest11")
     )
-    return frozenset(names) - {"pytest-asyncio"}
 
 
 @contextmanager

@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
-import hashlib
 import hmac
 import json
 from collections import Counter
 from dataclasses import dataclass, field
+from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
 
 from ptc_contracts.progress import Outcome, Verdict
 from ptc_contracts.result import TestResult
+from ptc_worker.expected import Expected, without_parameters
 
 if TYPE_CHECKING:
     from ptc_worker.sandbox.protocol import ExecResult
 
-EXIT_USAGE, EXIT_NO_TESTS = 4, 5
-"""pytest's exit codes for a wrong command line or configuration, and for nothing collected."""
+EXIT_INTERRUPTED, EXIT_INTERNAL, EXIT_USAGE, EXIT_NO_TESTS = 2, 3, 4, 5
+"""pytest's exit codes: stopped, died of an error of its own or of a plugin, wrong configuration, nothing collected."""
 
 KEPT_STREAM_CHARS = 20_000
 """Characters of each stream that a result keeps: half from its start, half from its end."""
+
+KEPT_TESTS = 500
+KEPT_ID_CHARS = 200
+"""Bounds on what a result tells test by test; those that are not green go first."""
 
 FEEDBACK_TESTS = 8
 FEEDBACK_CHARS = 6_000
@@ -30,62 +35,84 @@ FEEDBACK_CHARS = 6_000
 class EventLog:
     """The events of a run, as far as the log can be trusted."""
 
+    places: dict[str, tuple[str | None, int | None]] = field(default_factory=dict)
+    """File and first line of each collected test's function, by the test's id; None for tests of other kinds."""
     phases: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     """Reports of each test's phases, by its id, in the order of collection."""
-    raised: set[tuple[str, str]] = field(default_factory=set)
-    """Test and phase of everything that raised, whatever was reported."""
+    ran: set[str] = field(default_factory=set)
+    """Tests whose functions were seen to run to their end."""
+    raised: set[str] = field(default_factory=set)
+    """Tests in which something was seen to raise, whatever was reported."""
     collect_errors: list[dict[str, Any]] = field(default_factory=list)
+    skipped_files: set[str] = field(default_factory=set)
+    """Files that were left out as a whole."""
+    meddling: list[str] = field(default_factory=list)
+    """What was done to pytest or to the log, in sentences."""
     exit_code: int | None = None
     """pytest's own exit code; None if the run never came to its end."""
-    intact: bool = True
-    """Whether every line's MAC holds."""
 
     @classmethod
     def parse(cls, raw: bytes, key: bytes) -> EventLog:
         """Read a log up to its first line that does not hold; a last line that is cut is a crash, no forgery."""
-        log, mac = cls(), ""
-        for line in raw.decode(errors="replace").split("\n")[:-1]:
-            claimed, _, text = line.partition(" ")
-            mac = hmac.new(key, (mac + text).encode(), hashlib.sha256).hexdigest()
-            if not hmac.compare_digest(mac.encode(), claimed.encode()) or log.exit_code is not None:
-                log.intact = False
+        log, chain = cls(), blake2b(key=key, digest_size=16)
+        for line in raw.split(b"\n")[:-1]:
+            claimed, _, text = line.partition(b" ")
+            chain.update(text)
+            if not hmac.compare_digest(chain.hexdigest().encode(), claimed) or log.exit_code is not None:
+                log.meddling.append("the test report was written to, cut or exchanged")
                 break
             try:
                 log._take({name: _clean(value) for name, value in json.loads(text).items()})
-            except (ValueError, KeyError, TypeError, AttributeError):
-                log.intact = False
+            except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+                log.meddling.append("the test report cannot be read")
                 break
         return log
 
     def _take(self, event: dict[str, Any]) -> None:
         match event["event"]:
             case "collected":
-                self.phases.setdefault(event["id"], [])
+                self._collect(event["id"], event["file"], event["line"])
             case "phase":
-                self.phases.setdefault(event["id"], []).append(event)
+                self._report(event["id"], event)
+            case "ran":
+                self.ran.add(event["id"])
             case "raised":
-                self.raised.add((event["id"], event["when"]))
+                self.raised.add(event["id"])
             case "collect_error":
                 self.collect_errors.append(event)
+            case "skipped_file":
+                self.skipped_files.add(event["id"])
+            case "meddled":
+                self.meddling.append(event["text"])
             case "end":
                 self.exit_code = event["exit"]
+
+    def _collect(self, test: str, file: str | None, line: int | None) -> None:
+        if test in self.places:
+            self.meddling.append(f"two tests are named {test}")
+        self.places[test] = (file, line)
+        self.phases.setdefault(test, [])
+
+    def _report(self, test: str, event: dict[str, Any]) -> None:
+        if test not in self.places:
+            self.meddling.append(f"{test} was reported, and never collected")
+        self.phases.setdefault(test, []).append(event)
 
     def outcome_of(self, test: str) -> str:
         """Say what became of a test: passed, failed, error, skipped, xfailed, xpassed, notrun or hidden."""
         reports = self.phases[test]
-        if any(report["outcome"] == "failed" for report in reports):
-            return (
-                "failed"
-                if any(r["outcome"] == "failed" and r["when"] == "call" for r in reports)
-                else "error"
-            )
+        failed = [report["when"] for report in reports if report["outcome"] == "failed"]
+        if failed:
+            return "failed" if "call" in failed else "error"
         if not any(report["when"] == "teardown" for report in reports):
             return "notrun"
         xfail = any(report["xfail"] for report in reports)
-        if not xfail and any(name == test for name, _ in self.raised):
+        if not xfail and test in self.raised:
             return "hidden"
         if any(report["outcome"] == "skipped" for report in reports):
             return "xfailed" if xfail else "skipped"
+        if self.places.get(test, (None, None))[0] and test not in self.ran:
+            return "hidden"
         return "xpassed" if xfail else "passed"
 
 
@@ -94,12 +121,10 @@ def _clean(value: Any) -> Any:  # noqa: ANN401 any JSON value
     return value.encode(errors="replace").decode() if isinstance(value, str) else value
 
 
-def judge(ran: ExecResult, log: EventLog, command: str) -> Verdict:
-    """Decide what a run of the tests proves."""
-    outcomes = {test: log.outcome_of(test) for test in log.phases}
-    counts = Counter(outcomes.values())
-    outcome = _outcome(ran, log, counts)
-    red = sum(counts[kind] for kind in ("failed", "error", "notrun", "hidden")) + len(log.collect_errors)
+def judge(ran: ExecResult, log: EventLog, command: str, expected: Expected | None = None) -> Verdict:
+    """Decide what a run of the tests proves, given what the draft's files promise."""
+    facts = _Facts(ran, log, expected or Expected())
+    outcome = facts.outcome
     passed = outcome is Outcome.PASSED
     return Verdict(
         outcome=outcome,
@@ -109,72 +134,158 @@ def judge(ran: ExecResult, log: EventLog, command: str) -> Verdict:
             exit_code=ran.exit_code if passed or ran.exit_code != 0 else 1,
             stdout=shortened(ran.stdout.decode(errors="replace"), KEPT_STREAM_CHARS),
             stderr=shortened(ran.stderr.decode(errors="replace"), KEPT_STREAM_CHARS),
-            tests_passed=counts["passed"] + counts["xpassed"],
-            tests_failed=red,
+            tests_passed=facts.counts["passed"] + facts.counts["xpassed"],
+            tests_failed=facts.red,
             duration_seconds=ran.duration_seconds,
         ),
-        feedback="" if passed else _feedback(outcome, log, outcomes, ran),
-        tests=[
-            {"id": test, "outcome": became, "seconds": round(sum(r["seconds"] for r in log.phases[test]), 4)}
-            for test, became in outcomes.items()
-        ],
+        feedback="" if passed else _feedback(facts),
+        tests=_told(facts),
+        counts=dict(facts.counts),
     )
 
 
-def _outcome(ran: ExecResult, log: EventLog, counts: Counter[str]) -> Outcome:
-    """Choose the class; the order matters: what ended the run comes before what it had found by then."""
-    failed = counts["failed"] + counts["error"]
-    rules = (
-        (ran.timed_out, Outcome.TIMEOUT),
-        (ran.output_limited, Outcome.OUTPUT_LIMIT),
-        (not log.intact or counts["hidden"] > 0, Outcome.TAMPERED),
-        (bool(log.collect_errors), Outcome.COLLECTION_ERROR),
-        (ran.exit_code == EXIT_USAGE, Outcome.USAGE_ERROR),
-        (log.exit_code is None, Outcome.CRASHED),
-        (log.exit_code != ran.exit_code, Outcome.TAMPERED),
-        (ran.exit_code == EXIT_NO_TESTS, Outcome.NO_TESTS),
-        (failed > 0, Outcome.FAILED),
-        (counts["notrun"] > 0, Outcome.CRASHED),
-        (counts["passed"] == 0, Outcome.NO_TESTS),
-        (ran.exit_code != 0, Outcome.FAILED),
-    )
-    return next((outcome for holds, outcome in rules if holds), Outcome.PASSED)
+class _Facts:
+    """What one run shows, put together."""
+
+    def __init__(self, ran: ExecResult, log: EventLog, expected: Expected) -> None:
+        self.ran, self.log = ran, log
+        self.outcomes = {test: log.outcome_of(test) for test in log.phases}
+        self.counts = Counter(self.outcomes.values())
+        self.left_out = [
+            test
+            for test, became in self.outcomes.items()
+            if became in {"skipped", "xfailed"} and not expected.may_be_left_out(test)
+        ]
+        self.suspicions = self._suspicions(expected)
+        self.outcome = self._outcome()
+
+    @property
+    def red(self) -> int:
+        """Count what failed, raised or never ran to its end."""
+        kinds = ("failed", "error", "notrun", "hidden")
+        return sum(self.counts[kind] for kind in kinds) + len(self.log.collect_errors)
+
+    @property
+    def ended(self) -> bool:
+        """Whether pytest came to its end and says that nothing kept tests from running."""
+        return self.log.exit_code in {0, 1, EXIT_NO_TESTS}
+
+    def _suspicions(self, expected: Expected) -> list[str]:
+        """Say what makes the run's own account doubtful."""
+        hidden = [test for test, became in self.outcomes.items() if became == "hidden"]
+        told = [*self.log.meddling]
+        told += [
+            f"{test} raised, and was not reported as failed"
+            if test in self.log.raised
+            else f"{test} was reported as passed, and its function never ran to its end"
+            for test in hidden
+        ]
+        if self.ended and not self.log.collect_errors:
+            told += self._missing(expected)
+            told += [
+                f"{test} was collected and then left out without a report"
+                for test, became in self.outcomes.items()
+                if became == "notrun"
+            ]
+        if self.ended and self.log.exit_code and self.ran.exit_code == 0:
+            told.append(f"pytest ended with {self.log.exit_code}, but its process with 0")
+        return [*dict.fromkeys([*told, *expected.doubts])]
+
+    def _missing(self, expected: Expected) -> list[str]:
+        places = {without_parameters(test): place for test, place in self.log.places.items()}
+        told = []
+        for test, line in expected.tests.items():
+            path = test.partition("::")[0]
+            if test not in places:
+                if not (path in self.log.skipped_files and path in expected.conditional):
+                    told.append(f"{test} stands in its file, and was not collected")
+                continue
+            file, found = places[test]
+            if line is not None and not ((file or "").endswith(f"/{path}") and found == line):
+                told.append(f"{test} was collected, but with a function from elsewhere ({file}:{found})")
+        return told
+
+    def _outcome(self) -> Outcome:
+        """Choose the class; the order matters: what ended the run comes before what it had found by then."""
+        ran, log, counts = self.ran, self.log, self.counts
+        rules = (
+            (ran.out_of_memory, Outcome.OUT_OF_MEMORY),
+            (ran.timed_out, Outcome.TIMEOUT),
+            (ran.output_limited, Outcome.OUTPUT_LIMIT),
+            (bool(log.meddling) or counts["hidden"] > 0, Outcome.TAMPERED),
+            (bool(log.collect_errors), Outcome.COLLECTION_ERROR),
+            (log.exit_code in {None, EXIT_USAGE} and ran.exit_code == EXIT_USAGE, Outcome.USAGE_ERROR),
+            (not self.ended or ran.exit_code < 0, Outcome.CRASHED),
+            (counts["failed"] + counts["error"] > 0, Outcome.FAILED),
+            (bool(self.suspicions), Outcome.TAMPERED),
+            (counts["passed"] + counts["xpassed"] == 0, Outcome.NO_TESTS),
+            (bool(self.left_out) or ran.exit_code != 0, Outcome.FAILED),
+        )
+        return next((outcome for holds, outcome in rules if holds), Outcome.PASSED)
+
+
+def _told(facts: _Facts) -> list[dict[str, Any]]:
+    """List what became of each test, within bounds."""
+    order = sorted(facts.outcomes.items(), key=lambda pair: pair[1] == "passed")
+    return [
+        {
+            "id": shortened(test, KEPT_ID_CHARS),
+            "outcome": became,
+            "seconds": round(sum(report["seconds"] for report in facts.log.phases[test]), 4),
+        }
+        for test, became in (facts.outcomes.items() if len(order) <= KEPT_TESTS else order[:KEPT_TESTS])
+    ]
 
 
 _HEADLINES = {
     Outcome.FAILED: "Some tests fail.",
     Outcome.COLLECTION_ERROR: "Some test files cannot be imported.",
     Outcome.NO_TESTS: "No test passed: none was collected, or all were skipped.",
-    Outcome.USAGE_ERROR: "pytest refused its configuration (an option, marker or plugin that is not there).",
+    Outcome.USAGE_ERROR: "pytest refused its configuration (an option, marker or plugin that is not there) or a conftest.py.",
     Outcome.TIMEOUT: "The tests did not end in time.",
     Outcome.CRASHED: "The test process ended before all collected tests had run.",
+    Outcome.OUT_OF_MEMORY: "The tests held too much memory and were stopped.",
     Outcome.OUTPUT_LIMIT: "The tests wrote too much output and were stopped.",
-    Outcome.TAMPERED: "A test that raised was reported as if it had not, or the test report was interfered with.",
+    Outcome.TAMPERED: "What the tests report cannot be believed.",
 }
 
+_LEFT_OUT = (
+    "These tests were skipped, or are expected to fail, whatever happens, and prove nothing. Let them run, leave "
+    "them out, or say beside the test on which condition it is left out (skipif): "
+)
 
-def _feedback(outcome: Outcome, log: EventLog, outcomes: dict[str, str], ran: ExecResult) -> str:
+
+def _feedback(facts: _Facts) -> str:
     """Tell a model what is wrong: a headline, then the first failures with the ends of their tracebacks."""
-    blocks = [f"{error['id'] or 'collection'}\n{error['text']}" for error in log.collect_errors]
-    for test, became in outcomes.items():
+    log, ran = facts.log, facts.ran
+    blocks = []
+    if facts.suspicions:
+        told = [
+            shortened(text, FEEDBACK_CHARS // FEEDBACK_TESTS) for text in facts.suspicions[:FEEDBACK_TESTS]
+        ]
+        blocks.append("\n".join(["Suspicious:", *(f"- {text}." for text in told)]))
+    blocks += [f"{error['id'] or 'collection'}\n{error['text']}" for error in log.collect_errors]
+    for test, became in facts.outcomes.items():
         if became in {"failed", "error"}:
             text = "\n".join(report["text"] for report in log.phases[test] if report["text"])
             blocks.append(f"{test} ({became})\n{text}")
-    unfinished = [test for test, became in outcomes.items() if became == "notrun"]
-    if unfinished:
+    unfinished = [test for test, became in facts.outcomes.items() if became == "notrun"]
+    if unfinished and not facts.ended:
         blocks.append("Not finished: " + ", ".join(unfinished[:FEEDBACK_TESTS]))
+    if facts.left_out:
+        blocks.append(_LEFT_OUT + ", ".join(facts.left_out[:FEEDBACK_TESTS]))
     if not blocks:
         tail = (ran.stdout + b"\n" + ran.stderr).decode(errors="replace")
         blocks.append(shortened(tail.strip(), FEEDBACK_CHARS // 2))
     share = FEEDBACK_CHARS // min(len(blocks), FEEDBACK_TESTS)
     told = [shortened(block, share) for block in dict.fromkeys(blocks[:FEEDBACK_TESTS])]
     more = [f"… and {len(blocks) - FEEDBACK_TESTS} more."] if len(blocks) > FEEDBACK_TESTS else []
-    return "\n\n".join([_HEADLINES[outcome], *told, *more])
+    return "\n\n".join([_HEADLINES[facts.outcome], *told, *more])
 
 
 def shortened(text: str, limit: int) -> str:
-    """Cut the middle out of a text that is longer than `limit` characters, and say how much."""
+    """Cut the middle out of a text that is longer than `limit` characters, and say how much and why."""
     if len(text) <= limit:
         return text
     half = limit // 2
-    return f"{text[:half]}\n… {len(text) - 2 * half} characters left out …\n{text[-half:]}"
+    return f"{text[:half]}\n… {len(text) - 2 * half} characters left out, {limit} are kept …\n{text[-half:]}"

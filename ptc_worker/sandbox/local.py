@@ -23,7 +23,7 @@ import structlog
 from ptc_worker.sandbox import cgroups, leftovers, seccomp, tiers
 from ptc_worker.sandbox.inside.agent import EVENTS_FD, Spec
 from ptc_worker.sandbox.inside.confine import Walls
-from ptc_worker.sandbox.protocol import ExecResult, SandboxError, SandboxLostError
+from ptc_worker.sandbox.protocol import ExecResult, SandboxError
 from ptc_worker.sandbox.spawner import spawner
 
 if TYPE_CHECKING:
@@ -321,7 +321,9 @@ class LocalSandbox:
             if self._over:
                 self._wait_for_the_end()
                 self._refuse_if_over()
-            result = ExecResult(
+            if ended["why"] == "lost":
+                raise SandboxError("the sandbox died under the command")
+            return ExecResult(
                 exit_code=ended["status"],
                 stdout=streams.text(0),
                 stderr=streams.text(1),
@@ -331,9 +333,6 @@ class LocalSandbox:
                 output_limited=ended["why"] in {"output", "disk"},
                 out_of_memory=ended["why"] == "memory" or self._group_killed(ended["status"]),
             )
-            if ended["why"] == "lost":
-                raise SandboxLostError("the sandbox died under the command", result)
-            return result
 
     def _group_killed(self, status: int) -> bool:
         """Tell whether the kernel made room; what survived that may have ended well all the same."""

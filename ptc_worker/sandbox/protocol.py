@@ -17,14 +17,6 @@ class IsolationRefusedError(SandboxError):
     """There is nothing here that would keep a program in; another try would end the same way."""
 
 
-class SandboxLostError(SandboxError):
-    """The sandbox died under a command: by a fault of ours, or by what the command did. `result` is what it left."""
-
-    def __init__(self, message: str, result: ExecResult) -> None:
-        super().__init__(message)
-        self.result = result
-
-
 @dataclass(frozen=True, kw_only=True)
 class ExecResult:
     """How a command ended. A failing command is a value, not an exception."""
@@ -75,8 +67,7 @@ class Sandbox(Protocol):
         `ExecResult.events` returns. Nothing it started is alive when this returns or raises.
 
         Raises:
-            SandboxError: it could not be run, or the sandbox was stopped, before or meanwhile.
-            SandboxLostError: the sandbox died meanwhile.
+            SandboxError: it could not be run, or the sandbox was stopped or died, before or meanwhile.
         """
 
     def stop(self) -> None:

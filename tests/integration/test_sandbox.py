@@ -1,4 +1,4 @@
-"""The local sandbox and the verdict: what gets in, what comes out, and what no trick turns green."""
+"""The local sandbox: what gets in, what comes out, and what stays behind."""
 
 from __future__ import annotations
 
@@ -6,24 +6,17 @@ import os
 import signal
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import psutil
 import pytest
 from support import until
 
-from ptc_contracts.progress import Outcome
 from ptc_worker.environments import environment
-from ptc_worker.filetypes import artifact
 from ptc_worker.halt import Halt
-from ptc_worker.runner import run_tests
 from ptc_worker.sandbox import open_sandbox
 from ptc_worker.sandbox.local import OUTPUT_LIMIT
 from ptc_worker.sandbox.protocol import Sandbox, SandboxError
 from ptc_worker.settings import WorkerSettings
-
-if TYPE_CHECKING:
-    from ptc_contracts.progress import Verdict
 
 
 @pytest.fixture(scope="module")
@@ -183,218 +176,3 @@ def test_a_tree_without_end_is_removed_too(settings: WorkerSettings) -> None:
 def survivors(marker: str) -> list[int]:
     """Find processes that carry a marker in their command line."""
     return [p.pid for p in psutil.process_iter(["cmdline"]) if marker in (p.info["cmdline"] or [])]
-
-
-def judged(settings: WorkerSettings, tests: str, **more: str) -> Verdict:
-    """Run a test file, with other files beside it."""
-    files = [artifact("tests/test_it.py", tests), *(artifact(path, text) for path, text in more.items())]
-    verdict, _ = run_tests(settings, files, (), 60, Halt())
-    return verdict
-
-
-FLIP = """
-import pytest
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(item, call):
-    report = yield
-    report.outcome, report.longrepr = "passed", None
-    return report
-"""
-DESELECT = "def pytest_collection_modifyitems(items):\n    items[:] = items[:1]"
-FORGE = """
-import json, os
-def test_fails():
-    assert 0
-def test_forges():
-    os.write(3, b"0 " + json.dumps({"event": "end", "exit": 0}).encode() + b"\\n")
-    os._exit(0)
-"""
-
-VERDICTS = [
-    ("passes", "def test_a():\n    pass", {}, Outcome.PASSED, 1, 0),
-    ("fails", "def test_a():\n    pass\ndef test_b():\n    assert 0", {}, Outcome.FAILED, 1, 1),
-    ("leaves with 0 in a test", "import os\ndef test_a():\n    os._exit(0)", {}, Outcome.CRASHED, 0, 1),
-    ("leaves with 0 at import", "import os\nos._exit(0)", {}, Outcome.CRASHED, 0, 0),
-    ("sys.exit(0) at import", "import sys\nsys.exit(0)", {}, Outcome.NO_TESTS, 0, 0),
-    (
-        "pytest.exit with 0",
-        "import pytest\ndef test_a():\n    pass\ndef test_b():\n    pytest.exit('x', returncode=0)",
-        {},
-        Outcome.CRASHED,
-        1,
-        1,
-    ),
-    (
-        "segmentation fault",
-        "import ctypes\ndef test_a():\n    ctypes.string_at(0)",
-        {},
-        Outcome.CRASHED,
-        0,
-        1,
-    ),
-    ("hangs", "import time\ndef test_a():\n    time.sleep(99)", {}, Outcome.TIMEOUT, 0, 1),
-    ("skips all", "import pytest\ndef test_a():\n    pytest.skip('x')", {}, Outcome.NO_TESTS, 0, 0),
-    (
-        "expects all to fail",
-        "import pytest\n@pytest.mark.xfail\ndef test_a():\n    assert 0",
-        {},
-        Outcome.NO_TESTS,
-        0,
-        0,
-    ),
-    ("has none", "x = 1", {}, Outcome.NO_TESTS, 0, 0),
-    (
-        "cannot be imported",
-        "import no_such_module\ndef test_a():\n    pass",
-        {},
-        Outcome.COLLECTION_ERROR,
-        0,
-        1,
-    ),
-    (
-        "one file of two cannot be imported",
-        "def test_a():\n    pass",
-        {"tests/test_b.py": "import no_such_module"},
-        Outcome.COLLECTION_ERROR,
-        0,
-        2,
-    ),
-    (
-        "writes without end",
-        "import os\ndef test_a():\n    while 1:\n        os.write(1, b'x' * 9999)",
-        {},
-        Outcome.OUTPUT_LIMIT,
-        0,
-        1,
-    ),
-    (
-        "a subtest fails",
-        "import unittest\nclass T(unittest.TestCase):\n  def test_a(self):\n    for i in 1, 2:\n      with self.subTest(i=i):\n        self.assertEqual(i, 1)",
-        {},
-        Outcome.FAILED,
-        0,
-        1,
-    ),
-    (
-        "the teardown fails",
-        "import pytest\n@pytest.fixture\ndef f():\n    yield\n    assert 0\ndef test_a(f):\n    pass",
-        {},
-        Outcome.FAILED,
-        0,
-        1,
-    ),
-    (
-        "asks for a plugin that is not there",
-        "def test_a():\n    pass",
-        {"pytest.ini": "[pytest]\nrequired_plugins = nope"},
-        Outcome.USAGE_ERROR,
-        0,
-        0,
-    ),
-    (
-        "adds options that deselect",
-        "def test_a():\n    assert 0",
-        {"pytest.ini": "[pytest]\naddopts = --co -q"},
-        Outcome.FAILED,
-        0,
-        1,
-    ),
-    (
-        "flips outcomes in conftest",
-        "def test_a():\n    assert 0",
-        {"conftest.py": FLIP},
-        Outcome.TAMPERED,
-        0,
-        1,
-    ),
-    (
-        "drops what fails",
-        "def test_a():\n    pass\ndef test_b():\n    assert 0",
-        {"conftest.py": DESELECT},
-        Outcome.CRASHED,
-        1,
-        1,
-    ),
-    ("forges the log", FORGE, {}, Outcome.TAMPERED, 0, 2),
-    (
-        "shadows pytest",
-        "def test_a():\n    assert 0",
-        {"pytest.py": "import sys\nsys.exit(0)"},
-        Outcome.FAILED,
-        0,
-        1,
-    ),
-    (
-        "shadows a module of pytest's",
-        "def test_a():\n    pass",
-        {"argparse.py": "raise SystemExit(0)"},
-        Outcome.PASSED,
-        1,
-        0,
-    ),
-    (
-        "brings a sitecustomize",
-        "def test_a():\n    assert 0",
-        {"sitecustomize.py": "import os\nos._exit(0)"},
-        Outcome.FAILED,
-        0,
-        1,
-    ),
-    (
-        "raises text that is not Unicode",
-        "def test_a():\n    raise ValueError(chr(0xd800))",
-        {},
-        Outcome.FAILED,
-        0,
-        1,
-    ),
-    (
-        "is asynchronous",
-        "import pytest\n@pytest.mark.asyncio\nasync def test_a():\n    pass",
-        {},
-        Outcome.PASSED,
-        1,
-        0,
-    ),
-    (
-        "imports from src",
-        "import thing\ndef test_a():\n    assert thing.X",
-        {"src/thing.py": "X = 1"},
-        Outcome.PASSED,
-        1,
-        0,
-    ),
-]
-
-
-@pytest.mark.parametrize(
-    ("tests", "more", "outcome", "passed", "failed"),
-    [case[1:] for case in VERDICTS],
-    ids=[case[0] for case in VERDICTS],
-)
-def test_a_verdict_is_green_only_for_what_ran_and_passed(
-    settings: WorkerSettings, tests: str, more: dict[str, str], outcome: Outcome, passed: int, failed: int
-) -> None:
-    """Each way in which a run goes wrong has its class, its counts, and never exit code 0."""
-    verdict = judged(settings, tests, **more)
-
-    assert verdict.test_results is not None
-    assert (verdict.outcome, verdict.test_results.tests_passed, verdict.test_results.tests_failed) == (
-        outcome,
-        passed,
-        failed,
-    )
-    assert verdict.test_results.success is (outcome is Outcome.PASSED)
-    assert bool(verdict.feedback) is (outcome is not Outcome.PASSED)
-
-
-def test_feedback_tells_what_failed_and_where(settings: WorkerSettings) -> None:
-    """The test's name, the line, the assertion, and no path of this machine."""
-    feedback = judged(settings, "def test_sum():\n    total = 1 + 1\n    assert total == 3").feedback
-
-    assert [
-        text
-        for text in ("tests/test_it.py::test_sum", "tests/test_it.py:3", "assert 2 == 3")
-        if text not in feedback
-    ] == []
-    assert "/tmp" not in feedback

@@ -1,0 +1,232 @@
+"""What an event log proves: logs that are whole, cut, forged or contradicted, without running anything."""
+
+from __future__ import annotations
+
+import json
+from hashlib import blake2b
+from typing import Any
+
+import pytest
+
+from ptc_contracts.progress import Outcome
+from ptc_worker.expected import Expected
+from ptc_worker.sandbox.protocol import ExecResult
+from ptc_worker.verdict import KEPT_ID_CHARS, KEPT_STREAM_CHARS, KEPT_TESTS, EventLog, judge
+
+KEY = b"k" * 32
+HERE = "/work/project/tests/test_a.py"
+
+
+def log_of(events: list[dict[str, Any]], key: bytes = KEY) -> list[bytes]:
+    """Write events as the plugin does, each line with the MAC over all lines so far."""
+    chain, lines = blake2b(key=key, digest_size=16), []
+    for event in events:
+        text = json.dumps(event).encode()
+        chain.update(text)
+        lines.append(chain.hexdigest().encode() + b" " + text + b"\n")
+    return lines
+
+
+def collected(test: str, line: int | None = 1) -> dict[str, Any]:
+    """Tell that a test was found."""
+    return {"event": "collected", "id": test, "file": HERE if line else None, "line": line}
+
+
+def phases(test: str, call: str = "passed", **more: Any) -> list[dict[str, Any]]:
+    """Tell how the three phases of a test were reported."""
+    outcomes = {"setup": "passed", "call": call, "teardown": "passed"}
+    return [
+        {
+            "event": "phase",
+            "id": test,
+            "when": when,
+            "outcome": outcome,
+            "xfail": False,
+            "seconds": 0.1,
+            "text": "",
+        }
+        | more
+        for when, outcome in outcomes.items()
+    ]
+
+
+def in_turn(test: str) -> list[dict[str, Any]]:
+    """Tell of one test that passes: its function comes to its end before the call is reported."""
+    setup, call, teardown = phases(test)
+    return [setup, {"event": "ran", "id": test}, call, teardown]
+
+
+def passing(*tests: str) -> list[dict[str, Any]]:
+    """Tell of tests that all pass, and of the end."""
+    found = [collected(test) for test in tests]
+    runs = [event for test in tests for event in in_turn(test)]
+    return [*found, *runs, END]
+
+
+END = {"event": "end", "exit": 0, "seconds": 0.5}
+A, B = "tests/test_a.py::test_a", "tests/test_a.py::test_b"
+
+
+def verdict(raw: list[bytes] | bytes, expected: Expected | None = None, **ran: Any) -> Any:
+    """Judge a run that left this log."""
+    fields = {"exit_code": 0, "stdout": b"", "stderr": b"", "duration_seconds": 1.0, **ran}
+    raw = raw if isinstance(raw, bytes) else b"".join(raw)
+    return judge(ExecResult(**fields), EventLog.parse(raw, KEY), "python -m pytest", expected)
+
+
+def test_a_whole_log_of_passed_tests_is_green() -> None:
+    """The one case that is."""
+    judged = verdict(log_of(passing(A, B)))
+
+    assert (judged.outcome, judged.counts, judged.feedback) == (Outcome.PASSED, {"passed": 2}, "")
+
+
+@pytest.mark.parametrize("left", range(9))
+def test_a_log_that_stops_early_is_a_crash(left: int) -> None:
+    """Wherever it stops, and whatever the exit code claims."""
+    assert verdict(log_of(passing(A, B))[:left]).outcome is Outcome.CRASHED
+
+
+def test_a_last_line_that_is_cut_is_a_crash_and_no_forgery() -> None:
+    """A process that is killed while it writes."""
+    assert verdict(b"".join(log_of(passing(A)))[:-5]).outcome is Outcome.CRASHED
+
+
+@pytest.mark.parametrize("line", range(9))
+def test_a_line_that_is_missing_shows(line: int) -> None:
+    """Its successors no longer hold; without the last there is no end."""
+    lines = log_of(passing(A, B))
+    judged = verdict([*lines[:line], *lines[line + 1 :]])
+
+    assert judged.outcome is (Outcome.CRASHED if line == len(lines) - 1 else Outcome.TAMPERED)
+
+
+@pytest.mark.parametrize("line", range(9))
+def test_a_line_that_is_changed_shows(line: int) -> None:
+    """By a single letter."""
+    lines = log_of(passing(A, B))
+    lines[line] = lines[line].replace(b'"event"', b'"Event"')
+
+    assert verdict(lines).outcome is Outcome.TAMPERED
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda lines: [lines[1], lines[0], *lines[2:]],
+        lambda lines: [*lines[:3], lines[2], *lines[3:]],
+        lambda lines: [*lines, *log_of([END], b"x" * 32)],
+        lambda lines: [*lines, b"2 passed in 0.1s\n"],
+        lambda lines: [b"\xff\xfe\n", *lines],
+        lambda _: log_of(passing(A, B), b"x" * 32),
+        lambda _: log_of([*passing(A), *passing(A)]),
+        lambda _: log_of([*passing(A), {"event": "meddled", "text": "x"}]),
+        lambda _: log_of([collected(A), collected(A), *passing(A)[1:]]),
+        lambda _: log_of(passing(A)[1:]),
+        lambda _: log_of([{"event": "phase"}]),
+        lambda _: log_of([{}]),
+    ],
+    ids=[
+        *("exchanged", "repeated", "another key's end", "output", "bytes", "another key", "two runs"),
+        *("after the end", "one test twice", "never collected", "no fields", "no event"),
+    ],
+)
+def test_a_log_that_was_written_to_is_tampered(change: Any) -> None:
+    """Lines that are exchanged, repeated, added, foreign or nonsense."""
+    judged = verdict(change(log_of(passing(A, B))))
+
+    assert (judged.outcome, "Suspicious:" in judged.feedback) == (Outcome.TAMPERED, True)
+
+
+@pytest.mark.parametrize(
+    ("events", "ran", "outcome", "told"),
+    [
+        ([], {"exit_code": 4}, Outcome.USAGE_ERROR, "refused its configuration"),
+        ([], {"exit_code": 0}, Outcome.CRASHED, "ended before"),
+        ([], {"exit_code": -11}, Outcome.CRASHED, "ended before"),
+        (passing(A), {"exit_code": -11}, Outcome.CRASHED, "ended before"),
+        (passing(A), {"timed_out": True, "exit_code": -9}, Outcome.TIMEOUT, "in time"),
+        (passing(A), {"out_of_memory": True, "exit_code": -9}, Outcome.OUT_OF_MEMORY, "too much memory"),
+        (passing(A), {"output_limited": True, "exit_code": -9}, Outcome.OUTPUT_LIMIT, "too much output"),
+        (passing(A), {"exit_code": 1}, Outcome.FAILED, "Some tests fail"),
+        ([END | {"exit": 5}], {"exit_code": 5}, Outcome.NO_TESTS, "No test passed"),
+        ([END], {}, Outcome.NO_TESTS, "No test passed"),
+        ([*passing(A)[:-1], END | {"exit": 1}], {}, Outcome.TAMPERED, "ended with 1, but its process with 0"),
+        ([*passing(A)[:-1], END | {"exit": 3}], {"exit_code": 3}, Outcome.CRASHED, "ended before"),
+        ([collected(A), *phases(A), END], {}, Outcome.TAMPERED, f"{A} was reported as passed, and its function"),
+        (
+            [{"event": "raised", "id": A, "when": "call"}, *passing(A)],
+            {},
+            Outcome.TAMPERED,
+            f"{A} raised, and was not reported as failed",
+        ),
+        ([collected(B), *passing(A)], {}, Outcome.TAMPERED, f"{B} was collected and then left out"),
+        ([collected(B), *passing(A)[:-1]], {}, Outcome.CRASHED, f"Not finished: {B}"),
+        ([{"event": "meddled", "text": "x was replaced"}, *passing(A)], {}, Outcome.TAMPERED, "- x was replaced."),
+        (
+            [{"event": "collect_error", "id": "tests/test_b.py", "text": "no module"}, *passing(A)],
+            {},
+            Outcome.COLLECTION_ERROR,
+            "tests/test_b.py\nno module",
+        ),
+        ([*passing(A)[:-1], collected(B), *phases(B, "failed"), END | {"exit": 1}], {"exit_code": 1}, Outcome.FAILED, B),
+        ([*passing(A)[:-1], collected(B), *phases(B, "skipped"), END], {}, Outcome.FAILED, f"(skipif): {B}"),
+        ([collected(A), *phases(A, "skipped"), END], {}, Outcome.NO_TESTS, f"(skipif): {A}"),
+        ([collected(A, None), *phases(A), END], {}, Outcome.PASSED, ""),
+    ],
+)  # fmt: skip
+def test_each_end_has_its_class_and_its_words(
+    events: list[dict[str, Any]], ran: dict[str, Any], outcome: Outcome, told: str
+) -> None:
+    """Whatever is not green never shows exit code 0."""
+    judged = verdict(log_of(events), **ran)
+
+    assert judged.outcome is outcome
+    assert told in judged.feedback
+    assert (judged.test_results.exit_code == 0) is (outcome is Outcome.PASSED)
+
+
+@pytest.mark.parametrize(
+    ("expected", "outcome"),
+    [
+        (Expected(tests={A: 1, B: None}), Outcome.PASSED),
+        (Expected(tests={"tests/test_c.py::test_c": 1}), Outcome.TAMPERED),
+        (Expected(tests={A: 2}), Outcome.TAMPERED),
+        (Expected(doubts=["x.py:1: objects of the class X are equal to everything"]), Outcome.TAMPERED),
+    ],
+)
+def test_what_the_files_promise_must_show(expected: Expected, outcome: Outcome) -> None:
+    """Tests that stand in them, with the functions that stand in them."""
+    assert verdict(log_of(passing(A, B)), expected).outcome is outcome
+
+
+def test_a_file_may_leave_itself_out_on_a_condition() -> None:
+    """If it says so, and was reported as skipped."""
+    expected = Expected(tests={"tests/test_b.py::test_b": 1}, conditional={"tests/test_b.py"})
+    skipped = {"event": "skipped_file", "id": "tests/test_b.py"}
+
+    assert verdict(log_of([skipped, *passing(A)]), expected).outcome is Outcome.PASSED
+    assert verdict(log_of(passing(A)), expected).outcome is Outcome.TAMPERED
+
+
+def test_what_a_result_keeps_is_bounded() -> None:
+    """Streams, and what is told test by test: those that are not green come first."""
+    tests = [f"tests/test_a.py::test_{number}[{'x' * 1000}]" for number in range(KEPT_TESTS + 10)]
+    last = "tests/test_a.py::test_last"
+    events = [*passing(*tests)[:-1], collected(last), *phases(last, "failed"), END | {"exit": 1}]
+    judged = verdict(log_of(events), exit_code=1, stdout=b"x" * 10 * KEPT_STREAM_CHARS)
+
+    assert len(judged.tests) == KEPT_TESTS
+    assert judged.tests[0] == {"id": last, "outcome": "failed", "seconds": 0.3}
+    assert max(len(test["id"]) for test in judged.tests) < KEPT_ID_CHARS + 80
+    assert judged.counts == {"passed": len(tests), "failed": 1}
+    assert len(judged.test_results.stdout) < KEPT_STREAM_CHARS + 80
+    assert f"180000 characters left out, {KEPT_STREAM_CHARS} are kept" in judged.test_results.stdout
+
+
+def test_a_draft_that_cannot_be_believed_is_no_better_than_one_that_fails() -> None:
+    """Whatever number of tests it claims to pass."""
+    tampered = verdict(log_of([{"event": "meddled", "text": "x"}, *passing(A, B)]))
+    failing = verdict(log_of([collected(A), *phases(A, "failed"), END | {"exit": 1}]), exit_code=1)
+
+    assert tampered.score < failing.score
