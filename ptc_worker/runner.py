@@ -88,7 +88,7 @@ def _run_once(
             env={
                 "PATH": f"{folder}/bin:/usr/bin:/bin",
                 "HOME": f"{box.root}/home",
-                "TMPDIR": f"{box.root}/tmp",
+                "TMPDIR": f"{box.root}/tmp",  # noqa: S108 its own
                 "USER": "sandbox",
                 "LANG": "C.UTF-8",
                 "PTC_KEY": f"{box.root}/ptc/key",
