@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ptc_contracts import PTCExecutionPlan
@@ -88,3 +89,13 @@ class Enqueue(Protocol):
         self, *arguments: str, stdin: str = "", **environment: str
     ) -> subprocess.CompletedProcess[str]:
         """Run it with these arguments and variables."""
+
+
+def mounts_at(*paths: Path) -> set[str]:
+    """Name what this machine has mounted at, above or below these paths: tests beside this one mount elsewhere."""
+    places = {Path(line.split()[1]) for line in Path("/proc/mounts").read_text().splitlines()}
+    return {
+        str(place)
+        for place in places
+        if any(place.is_relative_to(path) or path.is_relative_to(place) for path in paths)
+    }

