@@ -69,13 +69,21 @@ def _start_beside_the_tasks(sender: Consumer, **_: object) -> None:
 
 @signals.worker_shutting_down.connect
 def _end_within_the_grace(**_: object) -> None:
-    """Let the work under way finish, and hand back what does not: Celery itself would wait for ever."""
+    """Let the work under way finish, and hand back what does not: Celery itself would wait for ever.
+
+    This runs in a signal handler: whoever logs here may be interrupted by the next signal with the lock of the log
+    in hand, and Celery then waits for threads that wait for that lock.
+    """
     grace = settings().ptc_shutdown_grace
-    log.info("worker_ends", grace_seconds=grace)
-    for seconds, act in ((grace, leases().end), (grace + _FAREWELL_SECONDS, _end_by_force)):
+    later = ((0.0, _tell_of_the_grace), (grace, leases().end), (grace + _FAREWELL_SECONDS, _end_by_force))
+    for seconds, act in later:
         timer = threading.Timer(seconds, act)
         timer.daemon = True
         timer.start()
+
+
+def _tell_of_the_grace() -> None:
+    log.info("worker_ends", grace_seconds=settings().ptc_shutdown_grace)
 
 
 def _end_by_force() -> None:
