@@ -112,6 +112,7 @@ class LocalSandbox:
         if self._process is not None:
             return
         ours, theirs = socket.socketpair()
+        theirs.setblocking(True)  # noqa: FBT003 whatever default Celery has set for all sockets just now
         try:
             if self.isolation == "bubblewrap":
                 process = self._start_bubblewrap(theirs.fileno())
