@@ -49,15 +49,15 @@ class Group:
                 (folder / "cgroup.procs").write_text(str(pid))
 
     @property
-    def killed(self) -> bool:
-        """Whether the kernel killed one of its processes for want of memory."""
+    def killed(self) -> int:
+        """How many of its processes the kernel has killed for want of memory."""
         for folder, kills in self._folders:
             with suppress(OSError):
                 for line in (folder / kills).read_text().splitlines() if kills else ():
                     name, _, number = line.partition(" ")
-                    if name == "oom_kill" and int(number):
-                        return True
-        return False
+                    if name == "oom_kill":
+                        return int(number)
+        return 0
 
     def close(self) -> None:
         """Remove the groups, which are empty by now."""

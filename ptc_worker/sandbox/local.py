@@ -272,7 +272,7 @@ class LocalSandbox:
                 self._known_pid = json.loads(told)["child-pid"]
         return self._known_pid
 
-    def _enclose(self) -> None:
+    def _enclose(self) -> cgroups.Group:
         """Let the kernel count what the first command and all later ones take, where it can be told to."""
         assert self._process is not None  # noqa: S101 who calls has looked
         if self._group is None:
@@ -281,6 +281,7 @@ class LocalSandbox:
             )
             for pid in {self._process.pid, self._agent_pid()}:
                 self._group.take(pid)
+        return self._group
 
     # ── files ──────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -313,7 +314,7 @@ class LocalSandbox:
             },
         }
         self._refuse_unless_running()
-        self._enclose()
+        killed = self._enclose().killed
         with _Streams() as streams:
             self._ask(request, what="the command cannot be run", descriptors=streams.far)
             streams.close_far()
@@ -332,12 +333,16 @@ class LocalSandbox:
                 duration_seconds=time.monotonic() - started,
                 timed_out=ended["why"] == "time",
                 output_limited=ended["why"] in {"output", "disk"},
-                out_of_memory=ended["why"] == "memory" or self._group_killed(ended["status"]),
+                out_of_memory=ended["why"] == "memory" or self._group_killed(ended, killed),
             )
 
-    def _group_killed(self, status: int) -> bool:
-        """Tell whether the kernel made room; what survived that may have ended well all the same."""
-        return status == -signal.SIGKILL and self._group is not None and self._group.killed
+    def _group_killed(self, ended: dict[str, Any], before: int) -> bool:
+        """Tell whether the kernel made room by ending the command; other killings have their own reason."""
+        return (
+            (ended["status"], ended["why"]) == (-signal.SIGKILL, "")
+            and self._group is not None
+            and self._group.killed > before
+        )
 
     @property
     def _has_processes_of_its_own(self) -> bool:

@@ -43,7 +43,9 @@ _NUMBERS: dict[str, tuple[int | None, int | None]] = {
     "fchmodat2": (452, 452),
     "fchown": (93, 55),
     "fchownat": (260, 54),
+    "file_setattr": (469, 469),
     "finit_module": (313, 273),
+    "fremovexattr": (199, 16),
     "fsconfig": (431, 431),
     "fsetxattr": (190, 7),
     "fsmount": (432, 432),
@@ -55,6 +57,7 @@ _NUMBERS: dict[str, tuple[int | None, int | None]] = {
     "io_uring_register": (427, 427),
     "io_uring_setup": (425, 425),
     "ioctl": (16, 29),
+    "ioprio_set": (251, 30),
     "ioperm": (173, None),
     "iopl": (172, None),
     "kcmp": (312, 272),
@@ -63,6 +66,7 @@ _NUMBERS: dict[str, tuple[int | None, int | None]] = {
     "keyctl": (250, 219),
     "lchown": (94, None),
     "lookup_dcookie": (212, 18),
+    "lremovexattr": (198, 15),
     "lsetxattr": (189, 6),
     "memfd_create": (319, 279),
     "memfd_secret": (447, 447),
@@ -72,7 +76,12 @@ _NUMBERS: dict[str, tuple[int | None, int | None]] = {
     "mount_setattr": (442, 442),
     "move_mount": (429, 429),
     "move_pages": (279, 239),
+    "mq_open": (240, 180),
+    "mq_unlink": (241, 181),
+    "msgctl": (71, 187),
     "msgget": (68, 186),
+    "msgrcv": (70, 188),
+    "msgsnd": (69, 189),
     "name_to_handle_at": (303, 264),
     "nfsservctl": (180, 42),
     "open_by_handle_at": (304, 265),
@@ -91,14 +100,25 @@ _NUMBERS: dict[str, tuple[int | None, int | None]] = {
     "quotactl_fd": (443, 443),
     "reboot": (169, 142),
     "removexattr": (197, 14),
+    "removexattrat": (466, 466),
     "request_key": (249, 218),
+    "sched_setaffinity": (203, 122),
+    "sched_setattr": (314, 274),
+    "sched_setparam": (142, 118),
+    "sched_setscheduler": (144, 119),
+    "semctl": (66, 191),
     "semget": (64, 190),
+    "semop": (65, 193),
+    "semtimedop": (220, 192),
     "setdomainname": (171, 162),
     "sethostname": (170, 161),
     "setns": (308, 268),
+    "setpriority": (141, 140),
     "settimeofday": (164, 170),
     "setxattr": (188, 5),
     "setxattrat": (463, 463),
+    "shmat": (30, 196),
+    "shmctl": (31, 195),
     "shmget": (29, 194),
     "socket": (41, 198),
     "swapoff": (168, 225),
@@ -116,23 +136,32 @@ _NUMBERS: dict[str, tuple[int | None, int | None]] = {
 _ABSENT = ("clone3", "io_uring_enter", "io_uring_register", "io_uring_setup", "memfd_create", "memfd_secret")
 """Calls that programs do without when the kernel does not know them; the arguments of clone3 cannot be seen."""
 
+_ATTRIBUTES = (
+    *("setxattr", "lsetxattr", "fsetxattr", "setxattrat"),
+    *("removexattr", "lremovexattr", "fremovexattr", "removexattrat"),
+)
+"""Calls that Landlock does not know, on files that anyone may write; many file systems have no attributes either."""
+
 _OWNERS = (
     *("chmod", "fchmod", "fchmodat", "fchmodat2", "chown", "fchown", "fchownat", "lchown"),
-    *(
-        "utime",
-        "utimes",
-        "futimesat",
-        "utimensat",
-        "setxattr",
-        "lsetxattr",
-        "fsetxattr",
-        "setxattrat",
-        "removexattr",
-    ),
+    *("utime", "utimes", "futimesat", "utimensat"),
 )
 """Calls by which a program of the worker's own user changes files that Landlock lets it only read, or not even that."""
 
-_LOOKED_INTO = ("clone", "ioctl", "prlimit64", "socket")
+_OF_OTHERS = {
+    "prlimit64": (0,),
+    "sched_setaffinity": (0,),
+    "sched_setattr": (0,),
+    "sched_setparam": (0,),
+    "sched_setscheduler": (0,),
+    "setpriority": (0, 1),
+}
+"""Calls that change the limits and the turn of whom they name, with the arguments that are 0 for the caller itself.
+
+Process 1 has the same user: made to wait for all others, it would not see what they take.
+"""
+
+_LOOKED_INTO = ("clone", "ioctl", "socket", *_OF_OTHERS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,7 +189,7 @@ def program(rules: Rules) -> bytes:
     except KeyError:
         raise UnknownMachineError(f"no seccomp filter for {platform.machine()}") from None
     numbers = {name: row[column] for name, row in _NUMBERS.items()}
-    refused = set(_NUMBERS) - {*_LOOKED_INTO, *_ABSENT, *_OWNERS}
+    refused = set(_NUMBERS) - {*_LOOKED_INTO, *_ABSENT, *_ATTRIBUTES, *_OWNERS}
     code = [
         _step(_LOAD, _ARCHITECTURE),
         _step(_JUMP_IF_EQUAL, architecture, 1, 0),
@@ -173,6 +202,8 @@ def program(rules: Rules) -> bytes:
         code += _calls(numbers[name], errno.EPERM)
     for name in _ABSENT:
         code += _calls(numbers[name], errno.ENOSYS)
+    for name in _ATTRIBUTES:
+        code += _calls(numbers[name], errno.EOPNOTSUPP)
     if not rules.own_files:
         for name in _OWNERS:
             code += _calls(numbers[name], 0)  # as if it were done: copying a file must not fail for its mode
@@ -186,8 +217,11 @@ def program(rules: Rules) -> bytes:
             _answer(errno.EPERM),
         ],
     )
-    # Another process's limits: those of process 1 among them.
-    code += _when(numbers["prlimit64"], 0, [_step(_JUMP_IF_EQUAL, 0, 1, 0), _answer(errno.EPERM)])
+    for name, (first, *others) in _OF_OTHERS.items():
+        steps = [_step(_JUMP_IF_EQUAL, 0, 1, 0), _answer(errno.EPERM)]
+        for argument in others:
+            steps += [_step(_LOAD, 16 + 8 * argument), *steps[:2]]
+        code += _when(numbers[name], first, steps)
     families = (socket.AF_UNIX, socket.AF_INET, socket.AF_INET6) if rules.network else ()
     allowed = [
         _step(_JUMP_IF_EQUAL, family, len(families) - place, 0) for place, family in enumerate(families)
