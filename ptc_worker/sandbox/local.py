@@ -309,7 +309,7 @@ class LocalSandbox:
                 "RLIMIT_FSIZE": min(FILE_LIMIT, self._disk),
                 "RLIMIT_NOFILE": _DESCRIPTORS,
                 "RLIMIT_CORE": 0,
-                "RLIMIT_CPU": max(1, round(timeout) + 1),
+                "RLIMIT_CPU": round(timeout * (os.cpu_count() or 1)) + 1,
                 **({"RLIMIT_NPROC": PROCESS_LIMIT} if self._has_processes_of_its_own else {}),
             },
         }

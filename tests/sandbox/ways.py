@@ -30,8 +30,6 @@ class Way:
     """Whether programs inside can talk to themselves over the network."""
     own_processes: bool
     """Whether programs inside are alone with their processes, so that signals to all reach no one else."""
-    battery: bool
-    """Whether every attack is tried on it."""
 
     def __str__(self) -> str:
         """Name it as the summary does."""
@@ -60,8 +58,8 @@ class Way:
 
 
 WAYS = (
-    Way(isolation="bubblewrap", pool=0, loopback=True, own_processes=True, battery=True),
-    Way(isolation="bubblewrap", pool=1, loopback=True, own_processes=True, battery=True),
-    Way(isolation="landlock", pool=0, loopback=False, own_processes=False, battery=True),
-    Way(isolation="landlock", pool=1, loopback=False, own_processes=False, battery=False),
+    Way(isolation="bubblewrap", pool=0, loopback=True, own_processes=True),
+    Way(isolation="bubblewrap", pool=1, loopback=True, own_processes=True),
+    Way(isolation="landlock", pool=0, loopback=False, own_processes=False),
+    Way(isolation="landlock", pool=1, loopback=False, own_processes=False),
 )

@@ -55,6 +55,9 @@ LOOK_SECONDS = 0.05
 MAX_INODES = 100_000
 """Files and folders that a sandbox may have."""
 
+MAX_SOCKETS = 1024
+"""Sockets that commands may have: what is on its way in one is nobody's memory, a few hundred kilobytes each."""
+
 _HEADER = struct.Struct("!I")
 _CHUNK = 2**20
 _PAGE = resource.getpagesize()
@@ -363,6 +366,8 @@ class Guard:
             held, inodes = self._file_systems()
             if inodes > MAX_INODES:
                 return "disk"
+            if sockets() > MAX_SOCKETS:
+                return "memory"
         else:
             if len(others) > self._spec.processes:
                 return "memory"
@@ -414,6 +419,12 @@ def _walk(folder: str) -> Any:  # noqa: ANN401 a generator of os.stat_result
                             queue.append(entry.path)
         except OSError:
             continue
+
+
+def sockets() -> int:
+    """Count the sockets in this network namespace."""
+    with open("/proc/net/sockstat", "rb") as file:
+        return int(file.readline().split()[2])
 
 
 def resident(pid: str) -> int:
