@@ -14,12 +14,16 @@ import struct
 from dataclasses import dataclass
 
 _LOAD, _JUMP_IF_EQUAL, _JUMP_IF_GREATER_OR_EQUAL, _JUMP_IF_SET, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
+_AND = 0x54
 _ALLOW, _REFUSE = 0x7FFF0000, 0x00050000
 _NUMBER, _ARCHITECTURE = 0, 4
 _X32_BIT = 0x40000000
 _NEW_NAMESPACES = 0x7E020080
 """CLONE_NEWNS, …CGROUP, …UTS, …IPC, …USER, …PID, …NET and …TIME."""
 _TIOCSTI, _TIOCLINUX = 0x5412, 0x541C
+_FS_IOC_SETFLAGS, _FS_IOC_FSSETXATTR = 0x40086602, 0x401C5820
+_F_SETLEASE, _F_NOTIFY = 1024, 1026
+_TYPE_OF_SOCKET = 0xF
 
 _PLACES = {"x86_64": (0xC000003E, 0), "aarch64": (0xC00000B7, 1)}
 
@@ -43,7 +47,10 @@ _NUMBERS: dict[str, tuple[int | None, int | None]] = {
     "fchmodat2": (452, 452),
     "fchown": (93, 55),
     "fchownat": (260, 54),
+    "fcntl": (72, 25),
+    "file_setattr": (469, 469),
     "finit_module": (313, 273),
+    "fremovexattr": (199, 16),
     "fsconfig": (431, 431),
     "fsetxattr": (190, 7),
     "fsmount": (432, 432),
@@ -57,12 +64,14 @@ _NUMBERS: dict[str, tuple[int | None, int | None]] = {
     "ioctl": (16, 29),
     "ioperm": (173, None),
     "iopl": (172, None),
+    "ioprio_set": (251, 30),
     "kcmp": (312, 272),
     "kexec_file_load": (320, 294),
     "kexec_load": (246, 104),
     "keyctl": (250, 219),
     "lchown": (94, None),
     "lookup_dcookie": (212, 18),
+    "lremovexattr": (198, 15),
     "lsetxattr": (189, 6),
     "memfd_create": (319, 279),
     "memfd_secret": (447, 447),
@@ -72,11 +81,14 @@ _NUMBERS: dict[str, tuple[int | None, int | None]] = {
     "mount_setattr": (442, 442),
     "move_mount": (429, 429),
     "move_pages": (279, 239),
+    "mq_open": (240, 180),
+    "mq_unlink": (241, 181),
     "msgget": (68, 186),
     "name_to_handle_at": (303, 264),
     "nfsservctl": (180, 42),
     "open_by_handle_at": (304, 265),
     "open_tree": (428, 428),
+    "open_tree_attr": (467, 467),
     "perf_event_open": (298, 241),
     "personality": (135, 92),
     "pidfd_getfd": (438, 438),
@@ -91,16 +103,23 @@ _NUMBERS: dict[str, tuple[int | None, int | None]] = {
     "quotactl_fd": (443, 443),
     "reboot": (169, 142),
     "removexattr": (197, 14),
+    "removexattrat": (466, 466),
     "request_key": (249, 218),
+    "sched_setaffinity": (203, 122),
+    "sched_setattr": (314, 274),
+    "sched_setparam": (142, 118),
+    "sched_setscheduler": (144, 119),
     "semget": (64, 190),
     "setdomainname": (171, 162),
     "sethostname": (170, 161),
     "setns": (308, 268),
+    "setpriority": (141, 140),
     "settimeofday": (164, 170),
     "setxattr": (188, 5),
     "setxattrat": (463, 463),
     "shmget": (29, 194),
     "socket": (41, 198),
+    "socketpair": (53, 199),
     "swapoff": (168, 225),
     "swapon": (167, 224),
     "syslog": (103, 116),
@@ -128,11 +147,26 @@ _OWNERS = (
         "fsetxattr",
         "setxattrat",
         "removexattr",
+        "lremovexattr",
+        "fremovexattr",
+        "removexattrat",
+        "file_setattr",
     ),
 )
 """Calls by which a program of the worker's own user changes files that Landlock lets it only read, or not even that."""
 
-_LOOKED_INTO = ("clone", "ioctl", "prlimit64", "socket")
+_ON_OTHERS = {
+    **dict.fromkeys(("sched_setaffinity", "sched_setattr", "sched_setparam", "sched_setscheduler"), (0,)),
+    "ioprio_set": (0, 1),
+    "prlimit64": (0,),
+    "setpriority": (0, 1),
+}
+"""Calls that bring other processes to a standstill, and which of their arguments must say that it is the caller."""
+
+_ITSELF = {("ioprio_set", 0): 1}
+"""What they must say, if not 0."""
+
+_LOOKED_INTO = ("clone", "fcntl", "ioctl", "socket", "socketpair", *_ON_OTHERS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,22 +211,30 @@ def program(rules: Rules) -> bytes:
         for name in _OWNERS:
             code += _calls(numbers[name], 0)  # as if it were done: copying a file must not fail for its mode
     code += _when(numbers["clone"], 0, [_step(_JUMP_IF_SET, _NEW_NAMESPACES, 0, 1), _answer(errno.EPERM)])
+    # File attributes are no matter of write access, and a terminal's input is that of whoever sits there.
     code += _when(
-        numbers["ioctl"],
-        1,
-        [
-            _step(_JUMP_IF_EQUAL, _TIOCSTI, 1, 0),
-            _step(_JUMP_IF_EQUAL, _TIOCLINUX, 0, 1),
-            _answer(errno.EPERM),
-        ],
+        numbers["ioctl"], 1, _none_of(_TIOCSTI, _TIOCLINUX, _FS_IOC_SETFLAGS, _FS_IOC_FSSETXATTR)
     )
-    # Another process's limits: those of process 1 among them.
-    code += _when(numbers["prlimit64"], 0, [_step(_JUMP_IF_EQUAL, 0, 1, 0), _answer(errno.EPERM)])
+    # The owner of a file that can only be read may keep all others from opening it, for 45 seconds each time.
+    code += _when(numbers["fcntl"], 1, _none_of(_F_SETLEASE, _F_NOTIFY))
+    for name, arguments in _ON_OTHERS.items():
+        code += _only_itself(name, numbers[name], arguments)
     families = (socket.AF_UNIX, socket.AF_INET, socket.AF_INET6) if rules.network else ()
     allowed = [
         _step(_JUMP_IF_EQUAL, family, len(families) - place, 0) for place, family in enumerate(families)
     ]
     code += _when(numbers["socket"], 0, [*allowed, _answer(errno.EACCES)])
+    if not rules.network:  # datagrams of a pair could be sent to any socket of the host
+        code += _when(
+            numbers["socketpair"],
+            1,
+            [
+                _step(_AND, _TYPE_OF_SOCKET),
+                _step(_JUMP_IF_EQUAL, socket.SOCK_STREAM, 2, 0),
+                _step(_JUMP_IF_EQUAL, socket.SOCK_SEQPACKET, 1, 0),
+                _answer(errno.EACCES),
+            ],
+        )
     code.append(_step(_RETURN, _ALLOW))
     return b"".join(code)
 
@@ -222,4 +264,28 @@ def _when(number: int | None, argument: int, steps: list[bytes]) -> list[bytes]:
     """Look at the lower half of an argument of one call; what the steps do not answer is allowed."""
     assert number is not None  # noqa: S101 these calls are there on every machine
     body = [_step(_LOAD, 16 + 8 * argument), *steps, _step(_RETURN, _ALLOW)]
+    return [_step(_JUMP_IF_EQUAL, number, 0, len(body)), *body]
+
+
+def _none_of(*values: int) -> list[bytes]:
+    """Refuse each of these values of the argument that was loaded."""
+    last = len(values) - 1
+    tests = [
+        _step(_JUMP_IF_EQUAL, value, last - place, 0 if place < last else 1)
+        for place, value in enumerate(values)
+    ]
+    return [*tests, _answer(errno.EPERM)]
+
+
+def _only_itself(name: str, number: int | None, arguments: tuple[int, ...]) -> list[bytes]:
+    """Refuse a call unless these of its arguments name the process that makes it."""
+    assert number is not None  # noqa: S101 these calls are there on every machine
+    body = []
+    for argument in arguments:
+        body += [
+            _step(_LOAD, 16 + 8 * argument),
+            _step(_JUMP_IF_EQUAL, _ITSELF.get((name, argument), 0), 1, 0),
+            _answer(errno.EPERM),
+        ]
+    body.append(_step(_RETURN, _ALLOW))
     return [_step(_JUMP_IF_EQUAL, number, 0, len(body)), *body]
