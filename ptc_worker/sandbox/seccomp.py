@@ -212,9 +212,7 @@ def program(rules: Rules) -> bytes:
             code += _calls(numbers[name], 0)  # as if it were done: copying a file must not fail for its mode
     code += _when(numbers["clone"], 0, [_step(_JUMP_IF_SET, _NEW_NAMESPACES, 0, 1), _answer(errno.EPERM)])
     # File attributes are no matter of write access, and a terminal's input is that of whoever sits there.
-    code += _when(
-        numbers["ioctl"], 1, _none_of(_TIOCSTI, _TIOCLINUX, _FS_IOC_SETFLAGS, _FS_IOC_FSSETXATTR)
-    )
+    code += _when(numbers["ioctl"], 1, _none_of(_TIOCSTI, _TIOCLINUX, _FS_IOC_SETFLAGS, _FS_IOC_FSSETXATTR))
     # The owner of a file that can only be read may keep all others from opening it, for 45 seconds each time.
     code += _when(numbers["fcntl"], 1, _none_of(_F_SETLEASE, _F_NOTIFY))
     for name, arguments in _ON_OTHERS.items():

@@ -49,9 +49,9 @@ def processes(*signs: str) -> list[psutil.Process]:
     ]
 
 
-def groups() -> set[Path]:
-    """Find control groups that are ours."""
-    return set(Path("/sys/fs/cgroup").rglob("ptc-*"))
+def groups(pid: int) -> list[Path]:
+    """Find the control groups that a worker has made."""
+    return list(Path("/sys/fs/cgroup").rglob(f"ptc-{pid}-*"))
 
 
 @pytest.fixture
@@ -68,18 +68,15 @@ def test_a_worker_killed_amid_twenty_runs_leaves_nothing(
 ) -> None:
     """No process and no mount at once; no file and no control group once the next one has started."""
     temporary.mkdir(mode=0o755)
-    marker, mounts, before = f"61{os.getpid()}.25", Path("/proc/mounts").read_text(), groups()
+    marker, mounts = f"61{os.getpid()}.25", Path("/proc/mounts").read_text()
     settings = {"PTC_SANDBOX_ISOLATION": isolation, "PTC_CACHE_DIR": str(cache), "TMPDIR": str(temporary)}
     settings |= {"PTC_SANDBOX_CONCURRENCY": "6"}
     worker = subprocess.Popen(
         [sys.executable, "-c", WORKER.replace("{runs}", str(RUNS)), marker], env={**os.environ, **settings}
     )
     until(lambda: len(processes(marker)) >= 6)
-    agents = [
-        process
-        for process in processes("ptc_inside.agent")
-        if worker.pid in {p.pid for p in process.parents()}
-    ]
+    below = psutil.Process(worker.pid).children(recursive=True)
+    agents = [process for process in processes("inside.agent") if process in below]
     worker.send_signal(signal.SIGKILL)
     worker.wait()
     until(lambda: not processes(marker))
@@ -95,7 +92,7 @@ def test_a_worker_killed_amid_twenty_runs_leaves_nothing(
     start += "with environment(s, (), 120, Halt()) as folder:\n    prepare_sandboxes(s, folder)"
     subprocess.run([sys.executable, "-c", start], env={**os.environ, **settings}, check=True)
     assert {path.suffix for path in temporary.iterdir()} <= {".lock"}
-    assert groups() <= before
+    assert not groups(worker.pid)
 
 
 FULL = """
@@ -146,3 +143,16 @@ def test_a_full_disk_is_told_and_leaves_nothing(cache: Path, isolation: str, tol
 
     assert told in lines[0]
     assert lines[1].removeprefix("left:").split() in ([], ["alive"])
+
+
+def test_what_others_make_among_temporary_files_holds_up_no_worker(temporary: Path) -> None:
+    """A folder of the name of ours, with a pipe where the lock would be: it could be waited for without end."""
+    strange = temporary / "ptc-sandboxes-strange"
+    strange.mkdir(parents=True)
+    os.mkfifo(strange / "alive")
+    sweep = "from ptc_worker.sandbox import leftovers; leftovers.sweep()"
+    swept = subprocess.run(
+        [sys.executable, "-c", sweep], env={**os.environ, "TMPDIR": str(temporary)}, timeout=60, check=False
+    )
+
+    assert swept.returncode == 0
