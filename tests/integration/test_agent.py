@@ -122,9 +122,9 @@ def agents() -> set[psutil.Process]:
 def test_packages_run_nothing_outside_the_walls(tmp_path: Path) -> None:
     """An interpreter that starts runs the lines of their `.pth` files, and the agent is the worker's own user there."""
     settings = WorkerSettings(ptc_sandbox_isolation="landlock", ptc_cache_dir=tmp_path / "cache")
-    trace = tmp_path / "trace"
     with environment(settings, (), 120, Halt()) as folder:
         (site_packages,) = folder.glob("lib/python*/site-packages")
+        trace = site_packages / "trace"
         (site_packages / "strange.pth").write_text(f"import os; open({str(trace)!r}, 'w')\n")
         with LocalSandbox(settings, folder) as box:
             box.exec([f"{folder}/bin/python", "-c", ""], env={}, cwd=".", timeout=20)
