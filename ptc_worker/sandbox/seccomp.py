@@ -14,7 +14,6 @@ import struct
 from dataclasses import dataclass
 
 _LOAD, _JUMP_IF_EQUAL, _JUMP_IF_GREATER_OR_EQUAL, _JUMP_IF_SET, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
-_AND = 0x54
 _ALLOW, _REFUSE = 0x7FFF0000, 0x00050000
 _NUMBER, _ARCHITECTURE = 0, 4
 _X32_BIT = 0x40000000
@@ -23,7 +22,7 @@ _NEW_NAMESPACES = 0x7E020080
 _TIOCSTI, _TIOCLINUX = 0x5412, 0x541C
 _FS_IOC_SETFLAGS, _FS_IOC_FSSETXATTR = 0x40086602, 0x401C5820
 _F_SETLEASE, _F_NOTIFY = 1024, 1026
-_TYPE_OF_SOCKET = 0xF
+_AND, _TYPE_OF_SOCKET = 0x54, 0xF
 
 _PLACES = {"x86_64": (0xC000003E, 0), "aarch64": (0xC00000B7, 1)}
 
@@ -43,11 +42,11 @@ _NUMBERS: dict[str, tuple[int | None, int | None]] = {
     "delete_module": (176, 106),
     "fanotify_init": (300, 262),
     "fchmod": (91, 52),
+    "fcntl": (72, 25),
     "fchmodat": (268, 53),
     "fchmodat2": (452, 452),
     "fchown": (93, 55),
     "fchownat": (260, 54),
-    "fcntl": (72, 25),
     "file_setattr": (469, 469),
     "finit_module": (313, 273),
     "fremovexattr": (199, 16),
@@ -62,9 +61,9 @@ _NUMBERS: dict[str, tuple[int | None, int | None]] = {
     "io_uring_register": (427, 427),
     "io_uring_setup": (425, 425),
     "ioctl": (16, 29),
+    "ioprio_set": (251, 30),
     "ioperm": (173, None),
     "iopl": (172, None),
-    "ioprio_set": (251, 30),
     "kcmp": (312, 272),
     "kexec_file_load": (320, 294),
     "kexec_load": (246, 104),
@@ -83,7 +82,10 @@ _NUMBERS: dict[str, tuple[int | None, int | None]] = {
     "move_pages": (279, 239),
     "mq_open": (240, 180),
     "mq_unlink": (241, 181),
+    "msgctl": (71, 187),
     "msgget": (68, 186),
+    "msgrcv": (70, 188),
+    "msgsnd": (69, 189),
     "name_to_handle_at": (303, 264),
     "nfsservctl": (180, 42),
     "open_by_handle_at": (304, 265),
@@ -109,7 +111,10 @@ _NUMBERS: dict[str, tuple[int | None, int | None]] = {
     "sched_setattr": (314, 274),
     "sched_setparam": (142, 118),
     "sched_setscheduler": (144, 119),
+    "semctl": (66, 191),
     "semget": (64, 190),
+    "semop": (65, 193),
+    "semtimedop": (220, 192),
     "setdomainname": (171, 162),
     "sethostname": (170, 161),
     "setns": (308, 268),
@@ -117,6 +122,8 @@ _NUMBERS: dict[str, tuple[int | None, int | None]] = {
     "settimeofday": (164, 170),
     "setxattr": (188, 5),
     "setxattrat": (463, 463),
+    "shmat": (30, 196),
+    "shmctl": (31, 195),
     "shmget": (29, 194),
     "socket": (41, 198),
     "socketpair": (53, 199),
@@ -135,38 +142,32 @@ _NUMBERS: dict[str, tuple[int | None, int | None]] = {
 _ABSENT = ("clone3", "io_uring_enter", "io_uring_register", "io_uring_setup", "memfd_create", "memfd_secret")
 """Calls that programs do without when the kernel does not know them; the arguments of clone3 cannot be seen."""
 
+_ATTRIBUTES = (
+    *("setxattr", "lsetxattr", "fsetxattr", "setxattrat"),
+    *("removexattr", "lremovexattr", "fremovexattr", "removexattrat"),
+)
+"""Calls that Landlock does not know, on files that anyone may write; many file systems have no attributes either."""
+
 _OWNERS = (
     *("chmod", "fchmod", "fchmodat", "fchmodat2", "chown", "fchown", "fchownat", "lchown"),
-    *(
-        "utime",
-        "utimes",
-        "futimesat",
-        "utimensat",
-        "setxattr",
-        "lsetxattr",
-        "fsetxattr",
-        "setxattrat",
-        "removexattr",
-        "lremovexattr",
-        "fremovexattr",
-        "removexattrat",
-        "file_setattr",
-    ),
+    *("utime", "utimes", "futimesat", "utimensat"),
 )
 """Calls by which a program of the worker's own user changes files that Landlock lets it only read, or not even that."""
 
-_ON_OTHERS = {
-    **dict.fromkeys(("sched_setaffinity", "sched_setattr", "sched_setparam", "sched_setscheduler"), (0,)),
-    "ioprio_set": (0, 1),
+_OF_OTHERS = {
     "prlimit64": (0,),
+    "sched_setaffinity": (0,),
+    "sched_setattr": (0,),
+    "sched_setparam": (0,),
+    "sched_setscheduler": (0,),
     "setpriority": (0, 1),
 }
-"""Calls that bring other processes to a standstill, and which of their arguments must say that it is the caller."""
+"""Calls that change the limits and the turn of whom they name, with the arguments that are 0 for the caller itself.
 
-_ITSELF = {("ioprio_set", 0): 1}
-"""What they must say, if not 0."""
+Process 1 has the same user: made to wait for all others, it would not see what they take.
+"""
 
-_LOOKED_INTO = ("clone", "fcntl", "ioctl", "socket", "socketpair", *_ON_OTHERS)
+_LOOKED_INTO = ("clone", "fcntl", "ioctl", "socket", "socketpair", *_OF_OTHERS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -194,7 +195,7 @@ def program(rules: Rules) -> bytes:
     except KeyError:
         raise UnknownMachineError(f"no seccomp filter for {platform.machine()}") from None
     numbers = {name: row[column] for name, row in _NUMBERS.items()}
-    refused = set(_NUMBERS) - {*_LOOKED_INTO, *_ABSENT, *_OWNERS}
+    refused = set(_NUMBERS) - {*_LOOKED_INTO, *_ABSENT, *_ATTRIBUTES, *_OWNERS}
     code = [
         _step(_LOAD, _ARCHITECTURE),
         _step(_JUMP_IF_EQUAL, architecture, 1, 0),
@@ -207,6 +208,8 @@ def program(rules: Rules) -> bytes:
         code += _calls(numbers[name], errno.EPERM)
     for name in _ABSENT:
         code += _calls(numbers[name], errno.ENOSYS)
+    for name in _ATTRIBUTES:
+        code += _calls(numbers[name], errno.EOPNOTSUPP)
     if not rules.own_files:
         for name in _OWNERS:
             code += _calls(numbers[name], 0)  # as if it were done: copying a file must not fail for its mode
@@ -215,8 +218,11 @@ def program(rules: Rules) -> bytes:
     code += _when(numbers["ioctl"], 1, _none_of(_TIOCSTI, _TIOCLINUX, _FS_IOC_SETFLAGS, _FS_IOC_FSSETXATTR))
     # The owner of a file that can only be read may keep all others from opening it, for 45 seconds each time.
     code += _when(numbers["fcntl"], 1, _none_of(_F_SETLEASE, _F_NOTIFY))
-    for name, arguments in _ON_OTHERS.items():
-        code += _only_itself(name, numbers[name], arguments)
+    for name, (first, *others) in _OF_OTHERS.items():
+        steps = [_step(_JUMP_IF_EQUAL, 0, 1, 0), _answer(errno.EPERM)]
+        for argument in others:
+            steps += [_step(_LOAD, 16 + 8 * argument), *steps[:2]]
+        code += _when(numbers[name], first, steps)
     families = (socket.AF_UNIX, socket.AF_INET, socket.AF_INET6) if rules.network else ()
     allowed = [
         _step(_JUMP_IF_EQUAL, family, len(families) - place, 0) for place, family in enumerate(families)
@@ -273,17 +279,3 @@ def _none_of(*values: int) -> list[bytes]:
         for place, value in enumerate(values)
     ]
     return [*tests, _answer(errno.EPERM)]
-
-
-def _only_itself(name: str, number: int | None, arguments: tuple[int, ...]) -> list[bytes]:
-    """Refuse a call unless these of its arguments name the process that makes it."""
-    assert number is not None  # noqa: S101 these calls are there on every machine
-    body = []
-    for argument in arguments:
-        body += [
-            _step(_LOAD, 16 + 8 * argument),
-            _step(_JUMP_IF_EQUAL, _ITSELF.get((name, argument), 0), 1, 0),
-            _answer(errno.EPERM),
-        ]
-    body.append(_step(_RETURN, _ALLOW))
-    return [_step(_JUMP_IF_EQUAL, number, 0, len(body)), *body]
