@@ -87,7 +87,8 @@ class WorkerSettings(BaseSettings):
     ptc_allowed_dependencies: Annotated[frozenset[str] | None, NoDecode] = None
     """The only packages a plan may install, separated by commas; all that the plan names unless set."""
     ptc_cache_dir: Path = Field(
-        default_factory=lambda: Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ptc"
+        default_factory=lambda: Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ptc",
+        validate_default=True,
     )
     """Where the environments of installed dependencies are kept."""
     ptc_cache_max_mb: int = Field(default=10_000, ge=0)
@@ -109,6 +110,12 @@ class WorkerSettings(BaseSettings):
         return (
             [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
         )
+
+    @field_validator("ptc_cache_dir")
+    @classmethod
+    def _resolved(cls, value: Path) -> Path:
+        """Follow links once: sandboxes find it by this path, where not every folder may be there to follow them."""
+        return value.resolve()
 
     @field_validator("ptc_log_level", mode="before")
     @classmethod

@@ -53,10 +53,13 @@ def sweep() -> None:
     with _one_at_a_time():
         for folder in _base().glob(f"{_PREFIX}*"):
             try:
-                alive = (folder / _ALIVE).open()
+                # Others may make such folders where everybody may: no pipe to wait for, and not for root to remove.
+                alive = os.fdopen(os.open(folder / _ALIVE, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK))
             except OSError:
                 continue
             with alive:
+                if os.fstat(alive.fileno()).st_uid != os.geteuid():
+                    continue
                 try:
                     fcntl.flock(alive, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 except BlockingIOError:
@@ -85,7 +88,9 @@ def _base() -> Path:
 def _one_at_a_time() -> Iterator[None]:
     """Keep a directory that is just being made from being swept."""
     lock = os.open(
-        _base() / f"ptc-sandboxes.{os.geteuid()}.lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600
+        _base() / f"ptc-sandboxes.{os.geteuid()}.lock",
+        os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC,
+        0o600,
     )
     try:
         fcntl.flock(lock, fcntl.LOCK_EX)

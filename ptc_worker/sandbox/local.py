@@ -11,6 +11,7 @@ import signal
 import socket
 import struct
 import subprocess
+import sys
 import threading
 import time
 from contextlib import suppress
@@ -21,6 +22,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Self
 import structlog
 
 from ptc_worker.sandbox import cgroups, leftovers, seccomp, tiers
+from ptc_worker.sandbox.inside import confine
 from ptc_worker.sandbox.inside.agent import EVENTS_FD, Spec
 from ptc_worker.sandbox.inside.confine import Walls
 from ptc_worker.sandbox.protocol import ExecResult, SandboxError
@@ -48,6 +50,12 @@ ADDRESS_SPACE = 4
 PROCESS_LIMIT = 128
 """Processes and threads of one sandbox."""
 
+_BARE = (
+    *("-I", "-S", "-B", "-c"),
+    "import runpy, sys; sys.path.append(sys.argv.pop(1)); runpy.run_module('inside.agent', run_name='__main__', alter_sys=True)",
+)
+"""Arguments for an agent outside all walls: not a line of the environment's packages may run in it, nor their `.pth`."""
+
 _DESCRIPTORS = 512
 _AGENT_BYTES = 96 * 2**20
 _AGENT_PROCESSES = 8
@@ -68,9 +76,11 @@ class LocalSandbox:
         self._memory = settings.ptc_sandbox_memory_mb * 2**20
         self._disk = settings.ptc_sandbox_disk_mb * 2**20
         self._folder: Path | None = None
+        self._uid: int | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._socket: socket.socket | None = None
         self._state = threading.Lock()
+        self._ending = threading.Lock()
         self._over = ""
         self._facts: int | None = None
         self._known_pid = 0
@@ -111,32 +121,42 @@ class LocalSandbox:
         self._refuse_if_over()
         if self._process is not None:
             return
-        ours, theirs = socket.socketpair()
+        try:
+            ours, theirs = socket.socketpair()
+        except OSError as error:
+            raise SandboxError(f"no sandbox: {error}") from error
         theirs.setblocking(True)  # noqa: FBT003 whatever default Celery has set for all sockets just now
         try:
             if self.isolation == "bubblewrap":
                 process = self._start_bubblewrap(theirs.fileno())
             else:
                 process = self._start_walled(theirs.fileno())
-        except OSError as error:
+        except BaseException as error:
             ours.close()
-            raise SandboxError(f"no sandbox: {error}") from error
+            if isinstance(error, OSError):
+                raise SandboxError(f"no sandbox: {error}") from error
+            raise
         finally:
             theirs.close()
         ours.settimeout(_ANSWER_SECONDS)
         with self._state:
             self._process, self._socket = process, ours
+        if self._over:  # whoever said so found nothing to end
+            self.destroy()
+            self._refuse_if_over()
 
     def _start_bubblewrap(self, control: int) -> subprocess.Popen[bytes]:
         argv, paths = tiers.bubblewrap([str(self.environment)], disk=self._disk)
+        python = str(self.environment / "bin" / "python")
         filter_fd = seccomp.reader(seccomp.Rules(network=True, own_files=True))
         self._facts, facts = os.pipe()
-        spec = self._spec(control, namespaces=True, temporary=list(tiers.TEMPORARY))
+        spec = self._spec(control, namespaces=True, preload=self._preload, temporary=list(tiers.TEMPORARY))
+        agent = (python, "-P", "-B", "-m", "ptc_inside.agent", json.dumps(asdict(spec)))
 
         def start() -> subprocess.Popen[bytes]:
             spawner().show(self.environment.parent if path == self.environment else path for path in paths)
             return subprocess.Popen(  # type: ignore[call-overload,no-any-return]  # noqa: S603 our own program
-                [*argv, "--seccomp", str(filter_fd), "--info-fd", str(facts), "--", *self._agent(spec)],
+                [*argv, "--seccomp", str(filter_fd), "--info-fd", str(facts), "--", *agent],
                 pass_fds=(control, filter_fd, facts),
                 **_streams(),
                 **tiers.as_user(self._new_uid()),
@@ -149,7 +169,7 @@ class LocalSandbox:
             os.close(facts)
 
     def _start_walled(self, control: int) -> subprocess.Popen[bytes]:
-        uid = self._new_uid() if os.geteuid() == 0 else None
+        uid = self._uid = self._new_uid() if os.geteuid() == 0 else None
         self._folder = leftovers.new_folder()
         box = self._folder / "box"
         box.mkdir(mode=0o755)
@@ -167,12 +187,15 @@ class LocalSandbox:
             writable=[str(box)],
         )
         spec = self._spec(control, namespaces=False, walls=walls)
+        python = Path(sys.executable).resolve()
+        inside = Path(confine.__file__).parent
 
         def start() -> subprocess.Popen[bytes]:
             if uid is not None:
-                spawner().show([self.environment.parent, *map(Path, readable), self._place])
+                outside = (python.parent, inside, self._place.parent)
+                spawner().show([self.environment.parent, *map(Path, readable), *outside])
             return subprocess.Popen(  # noqa: S603 our own program
-                self._agent(spec),
+                [str(python), *_BARE, str(inside.parent), json.dumps(asdict(spec))],
                 pass_fds=(control,),
                 env=tiers.AGENT_ENVIRONMENT,
                 start_new_session=True,
@@ -189,13 +212,8 @@ class LocalSandbox:
             disk=self._disk,
             processes=PROCESS_LIMIT,
             namespaces=namespaces,
-            preload=self._preload,
             **more,
         )
-
-    def _agent(self, spec: Spec) -> list[str]:
-        python = str(self.environment / "bin" / "python")
-        return [python, "-P", "-B", "-m", "ptc_inside.agent", json.dumps(asdict(spec))]
 
     @staticmethod
     def _new_uid() -> int:
@@ -235,7 +253,7 @@ class LocalSandbox:
 
     def _wait_for_the_end(self) -> None:
         """Return when the agent is gone; one that does not go is killed."""
-        with self._state:
+        with self._ending:  # and not the state's lock, for `stop` must not wait
             if self._process is None or self._process.returncode is not None:
                 return
             try:
@@ -243,19 +261,51 @@ class LocalSandbox:
             except subprocess.TimeoutExpired:
                 log.warning("agent_killed", isolation=self.isolation)
                 self._kill()
+            if self._process.returncode:
+                self._kill_orphans()
 
     def _kill(self) -> None:
         """Kill an agent that what it runs has brought to a standstill."""
         assert self._process is not None  # noqa: S101 who calls has looked
+        if self.isolation != "bubblewrap":
+            self._kill_below(self._process.pid)
         try:
             agent = os.pidfd_open(self._agent_pid())
         except ProcessLookupError:
             agent = None
         self._process.kill()
         self._process.wait()
+        self._kill_orphans()
         if agent is not None:  # it ends when all in its namespace have ended
             select.select([agent], [], [], _END_SECONDS)
             os.close(agent)
+
+    @staticmethod
+    def _kill_below(agent: int) -> None:
+        """Kill what an agent has started; once it is gone itself, nobody could tell whose that was."""
+        before: list[int] = []
+        until = time.monotonic() + _END_SECONDS
+        while (found := confine.descendants(agent)) != before and time.monotonic() < until:
+            before = found
+            for pid in found:
+                with suppress(ProcessLookupError, PermissionError):
+                    os.kill(pid, signal.SIGKILL)
+
+    def _kill_orphans(self) -> None:
+        """Kill what an agent that did not end by itself has left to others, where it is known by its user."""
+        if self._uid is not None:
+            # The killer is not among those that it kills; a stopped one would be waited for.
+            with suppress(subprocess.TimeoutExpired):
+                subprocess.run(
+                    ["/bin/sh", "-c", "kill -9 -1"],
+                    user=self._uid,
+                    group=self._uid,
+                    extra_groups=[],
+                    env={},
+                    stderr=subprocess.DEVNULL,
+                    timeout=_END_SECONDS,
+                    check=False,
+                )
 
     def _agent_pid(self) -> int:
         """Return the agent's process id, which bubblewrap tells once it has started it."""
@@ -309,7 +359,7 @@ class LocalSandbox:
                 "RLIMIT_FSIZE": min(FILE_LIMIT, self._disk),
                 "RLIMIT_NOFILE": _DESCRIPTORS,
                 "RLIMIT_CORE": 0,
-                "RLIMIT_CPU": round(timeout * (os.cpu_count() or 1)) + 1,
+                "RLIMIT_CPU": (round(timeout) + 1) * (os.cpu_count() or 1),  # threads add up
                 **({"RLIMIT_NPROC": PROCESS_LIMIT} if self._has_processes_of_its_own else {}),
             },
         }
@@ -366,12 +416,13 @@ class LocalSandbox:
                     break
                 verdict = "output" if streams.full else "time" if time.monotonic() >= deadline else ""
                 if verdict and why:
-                    with self._state:
+                    with self._ending:
                         self._kill()
                     break
                 if verdict:
                     why = verdict
-                    self._send({"op": "stop"})
+                    with suppress(OSError):  # it has gone: its socket tells next
+                        self._send({"op": "stop"})
                     deadline = time.monotonic() + _END_SECONDS
                     for stream in set(streams.near) & set(selector.get_map()):
                         selector.unregister(stream)

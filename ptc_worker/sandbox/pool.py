@@ -6,7 +6,7 @@ import atexit
 import threading
 from collections import OrderedDict, deque
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 import structlog
@@ -39,19 +39,21 @@ class Pool:
 
     def take(self, environment: Path) -> LocalSandbox | None:
         """Hand out a prepared sandbox, None if there is none."""
-        with self._lock:
-            boxes = self._ready.get(environment, deque())
-            while boxes:
+        while True:
+            with self._lock:
+                boxes = self._ready.get(environment)
+                if not boxes:
+                    return None
                 box = boxes.popleft()
-                if box.running:
-                    return box
-                box.destroy()
-        return None
+            if box.running:
+                return box
+            box.destroy()
 
     def prepare(self, environment: Path, number: int = 1) -> None:
         """Prepare so many sandboxes beside other work; those of environments not used lately make room."""
-        for _ in range(min(number, self._settings.ptc_sandbox_pool)):
-            self._preparing.submit(self._prepare, environment)
+        with suppress(RuntimeError):  # the pool is closed, and the process about to end
+            for _ in range(min(number, self._settings.ptc_sandbox_pool)):
+                self._preparing.submit(self._prepare, environment)
 
     def wait(self) -> None:
         """Wait until all that was asked for is prepared."""
@@ -71,7 +73,7 @@ class Pool:
         try:
             box.keep(hold(environment))
             box.start()
-        except (SandboxError, CacheDirError) as error:
+        except (SandboxError, CacheDirError, OSError) as error:
             log.warning("sandbox_not_prepared", error=str(error))
             box.destroy()
             return

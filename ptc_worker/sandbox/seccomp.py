@@ -20,6 +20,9 @@ _X32_BIT = 0x40000000
 _NEW_NAMESPACES = 0x7E020080
 """CLONE_NEWNS, …CGROUP, …UTS, …IPC, …USER, …PID, …NET and …TIME."""
 _TIOCSTI, _TIOCLINUX = 0x5412, 0x541C
+_FS_IOC_SETFLAGS, _FS_IOC_FSSETXATTR = 0x40086602, 0x401C5820
+_F_SETLEASE, _F_NOTIFY = 1024, 1026
+_AND, _TYPE_OF_SOCKET = 0x54, 0xF
 
 _PLACES = {"x86_64": (0xC000003E, 0), "aarch64": (0xC00000B7, 1)}
 
@@ -39,6 +42,7 @@ _NUMBERS: dict[str, tuple[int | None, int | None]] = {
     "delete_module": (176, 106),
     "fanotify_init": (300, 262),
     "fchmod": (91, 52),
+    "fcntl": (72, 25),
     "fchmodat": (268, 53),
     "fchmodat2": (452, 452),
     "fchown": (93, 55),
@@ -86,6 +90,7 @@ _NUMBERS: dict[str, tuple[int | None, int | None]] = {
     "nfsservctl": (180, 42),
     "open_by_handle_at": (304, 265),
     "open_tree": (428, 428),
+    "open_tree_attr": (467, 467),
     "perf_event_open": (298, 241),
     "personality": (135, 92),
     "pidfd_getfd": (438, 438),
@@ -121,6 +126,7 @@ _NUMBERS: dict[str, tuple[int | None, int | None]] = {
     "shmctl": (31, 195),
     "shmget": (29, 194),
     "socket": (41, 198),
+    "socketpair": (53, 199),
     "swapoff": (168, 225),
     "swapon": (167, 224),
     "syslog": (103, 116),
@@ -161,7 +167,7 @@ _OF_OTHERS = {
 Process 1 has the same user: made to wait for all others, it would not see what they take.
 """
 
-_LOOKED_INTO = ("clone", "ioctl", "socket", *_OF_OTHERS)
+_LOOKED_INTO = ("clone", "fcntl", "ioctl", "socket", "socketpair", *_OF_OTHERS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -208,15 +214,10 @@ def program(rules: Rules) -> bytes:
         for name in _OWNERS:
             code += _calls(numbers[name], 0)  # as if it were done: copying a file must not fail for its mode
     code += _when(numbers["clone"], 0, [_step(_JUMP_IF_SET, _NEW_NAMESPACES, 0, 1), _answer(errno.EPERM)])
-    code += _when(
-        numbers["ioctl"],
-        1,
-        [
-            _step(_JUMP_IF_EQUAL, _TIOCSTI, 1, 0),
-            _step(_JUMP_IF_EQUAL, _TIOCLINUX, 0, 1),
-            _answer(errno.EPERM),
-        ],
-    )
+    # File attributes are no matter of write access, and a terminal's input is that of whoever sits there.
+    code += _when(numbers["ioctl"], 1, _none_of(_TIOCSTI, _TIOCLINUX, _FS_IOC_SETFLAGS, _FS_IOC_FSSETXATTR))
+    # The owner of a file that can only be read may keep all others from opening it, for 45 seconds each time.
+    code += _when(numbers["fcntl"], 1, _none_of(_F_SETLEASE, _F_NOTIFY))
     for name, (first, *others) in _OF_OTHERS.items():
         steps = [_step(_JUMP_IF_EQUAL, 0, 1, 0), _answer(errno.EPERM)]
         for argument in others:
@@ -227,6 +228,17 @@ def program(rules: Rules) -> bytes:
         _step(_JUMP_IF_EQUAL, family, len(families) - place, 0) for place, family in enumerate(families)
     ]
     code += _when(numbers["socket"], 0, [*allowed, _answer(errno.EACCES)])
+    if not rules.network:  # datagrams of a pair could be sent to any socket of the host
+        code += _when(
+            numbers["socketpair"],
+            1,
+            [
+                _step(_AND, _TYPE_OF_SOCKET),
+                _step(_JUMP_IF_EQUAL, socket.SOCK_STREAM, 2, 0),
+                _step(_JUMP_IF_EQUAL, socket.SOCK_SEQPACKET, 1, 0),
+                _answer(errno.EACCES),
+            ],
+        )
     code.append(_step(_RETURN, _ALLOW))
     return b"".join(code)
 
@@ -257,3 +269,13 @@ def _when(number: int | None, argument: int, steps: list[bytes]) -> list[bytes]:
     assert number is not None  # noqa: S101 these calls are there on every machine
     body = [_step(_LOAD, 16 + 8 * argument), *steps, _step(_RETURN, _ALLOW)]
     return [_step(_JUMP_IF_EQUAL, number, 0, len(body)), *body]
+
+
+def _none_of(*values: int) -> list[bytes]:
+    """Refuse each of these values of the argument that was loaded."""
+    last = len(values) - 1
+    tests = [
+        _step(_JUMP_IF_EQUAL, value, last - place, 0 if place < last else 1)
+        for place, value in enumerate(values)
+    ]
+    return [*tests, _answer(errno.EPERM)]

@@ -490,7 +490,7 @@ def _sandboxes(worker: Worker) -> list[psutil.Process]:
         with suppress(psutil.Error):
             for child in psutil.Process(worker.process.pid).children():
                 with suppress(psutil.Error):
-                    if any("ptc_inside.agent" in part for part in child.cmdline()):
+                    if any("inside.agent" in part for part in child.cmdline()):
                         found.append(child)
     return found
 

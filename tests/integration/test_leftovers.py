@@ -141,3 +141,16 @@ def test_a_full_disk_is_told_and_leaves_nothing(cache: Path, isolation: str, tol
 
     assert told in lines[0]
     assert lines[1].removeprefix("left:").split() in ([], ["alive"])
+
+
+def test_what_others_make_among_temporary_files_holds_up_no_worker(temporary: Path) -> None:
+    """A folder of the name of ours, with a pipe where the lock would be: it could be waited for without end."""
+    strange = temporary / "ptc-sandboxes-strange"
+    strange.mkdir(parents=True)
+    os.mkfifo(strange / "alive")
+    sweep = "from ptc_worker.sandbox import leftovers; leftovers.sweep()"
+    swept = subprocess.run(
+        [sys.executable, "-c", sweep], env={**os.environ, "TMPDIR": str(temporary)}, timeout=60, check=False
+    )
+
+    assert swept.returncode == 0

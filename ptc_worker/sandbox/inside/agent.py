@@ -1,8 +1,9 @@
 """Serves one sandbox from within: writes and reads its files, runs its commands, and ends what they leave.
 
-Started as `python -P -B -m ptc_inside.agent <spec>` by `ptc_worker.sandbox.local`, which talks to it over a
-socket. Under bubblewrap it is process 1 of its namespace: nothing inside can signal it, and with it everything
-ends. Elsewhere it is the reaper of all that its commands start, and they get other walls (`confine.py`).
+Started by `ptc_worker.sandbox.local`, which talks to it over a socket. Under bubblewrap it is process 1 of its
+namespace: nothing inside can signal it, and with it everything ends. Elsewhere it is the reaper of all that its
+commands start, and they get other walls (`confine.py`); it stands outside of them itself, so it runs from the worker's
+own files there and loads nothing of the environment.
 
 `Spec.preload` says whether it loads pytest before it is asked anything. A command that starts with this very
 interpreter (`FORKED`) then runs in a fork of the agent: the same program, but for the time it takes to load.
@@ -288,7 +289,6 @@ class Agent:
         confine.show()
         with suppress(OSError), open("/proc/self/oom_score_adj", "w") as score:
             score.write("1000")
-        os.chdir(os.path.join(self._spec.root, cwd))
         self._socket.detach()
         stdin = os.open(os.devnull, os.O_RDONLY)
         for target, source in enumerate((stdin, *streams)):
@@ -300,10 +300,11 @@ class Agent:
             resource.setrlimit(kind, (most, most))
         if self._spec.walls:
             confine.enter(self._spec.walls)
+        os.chdir(os.path.join(self._spec.root, cwd))  # now that a link leads nowhere that it cannot go itself
         for ignored in (signal.SIGTERM, signal.SIGHUP):
             signal.signal(ignored, signal.SIG_DFL)
         if not (self._spec.preload and command[0] == sys.executable and tuple(command[1:4]) == FORKED):
-            for usual in (signal.SIGINT, signal.SIGPIPE):
+            for usual in (signal.SIGINT, signal.SIGPIPE, signal.SIGXFSZ):
                 signal.signal(usual, signal.SIG_DFL)
             os.execve(command[0], command, env)  # noqa: S606 to run it is the purpose
         signal.signal(signal.SIGINT, signal.default_int_handler)
