@@ -83,6 +83,7 @@ class LocalSandbox:
         self._ending = threading.Lock()
         self._over = ""
         self._facts: int | None = None
+        self._starting = False
         self._known_pid = 0
         self._held: BinaryIO | None = None
         self._group: cgroups.Group | None = None
@@ -125,6 +126,7 @@ class LocalSandbox:
             ours, theirs = socket.socketpair()
         except OSError as error:
             raise SandboxError(f"no sandbox: {error}") from error
+        self._starting = True
         try:
             if self.isolation == "bubblewrap":
                 process = self._start_bubblewrap(theirs.fileno())
@@ -132,6 +134,7 @@ class LocalSandbox:
                 process = self._start_walled(theirs.fileno())
         except BaseException as error:
             ours.close()
+            self._starting = False
             if isinstance(error, OSError):
                 raise SandboxError(f"no sandbox: {error}") from error
             raise
@@ -139,7 +142,7 @@ class LocalSandbox:
             theirs.close()
         ours.settimeout(_ANSWER_SECONDS)
         with self._state:
-            self._process, self._socket = process, ours
+            self._process, self._socket, self._starting = process, ours, False
         if self._over:  # whoever said so found nothing to end
             self.destroy()
             self._refuse_if_over()
@@ -231,7 +234,8 @@ class LocalSandbox:
                 self._socket.close()
             if self._process is not None and self._process.stderr is not None:
                 self._process.stderr.close()
-            if self._facts is not None:
+            # Not before `start` is through: bubblewrap would die of writing to it, and its child wait without end.
+            if self._facts is not None and not self._starting:
                 os.close(self._facts)
                 self._facts = None
         if self._group is not None:
