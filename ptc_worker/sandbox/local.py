@@ -61,6 +61,7 @@ _AGENT_BYTES = 96 * 2**20
 _AGENT_PROCESSES = 8
 _HEADER = struct.Struct("!I")
 _ANSWER_SECONDS = 30.0
+_MOST_BYTES = 2 * FILE_LIMIT
 _END_SECONDS = 5.0
 _CHUNK = 2**16
 
@@ -83,6 +84,7 @@ class LocalSandbox:
         self._ending = threading.Lock()
         self._over = ""
         self._facts: int | None = None
+        self._starting = False
         self._known_pid = 0
         self._held: BinaryIO | None = None
         self._group: cgroups.Group | None = None
@@ -126,6 +128,7 @@ class LocalSandbox:
         except OSError as error:
             raise SandboxError(f"no sandbox: {error}") from error
         theirs.setblocking(True)  # noqa: FBT003 whatever default Celery has set for all sockets just now
+        self._starting = True
         try:
             if self.isolation == "bubblewrap":
                 process = self._start_bubblewrap(theirs.fileno())
@@ -133,6 +136,7 @@ class LocalSandbox:
                 process = self._start_walled(theirs.fileno())
         except BaseException as error:
             ours.close()
+            self._starting = False
             if isinstance(error, OSError):
                 raise SandboxError(f"no sandbox: {error}") from error
             raise
@@ -140,7 +144,7 @@ class LocalSandbox:
             theirs.close()
         ours.settimeout(_ANSWER_SECONDS)
         with self._state:
-            self._process, self._socket = process, ours
+            self._process, self._socket, self._starting = process, ours, False
         if self._over:  # whoever said so found nothing to end
             self.destroy()
             self._refuse_if_over()
@@ -232,7 +236,8 @@ class LocalSandbox:
                 self._socket.close()
             if self._process is not None and self._process.stderr is not None:
                 self._process.stderr.close()
-            if self._facts is not None:
+            # Not before `start` is through: bubblewrap would die of writing to it, and its child wait without end.
+            if self._facts is not None and not self._starting:
                 os.close(self._facts)
                 self._facts = None
         if self._group is not None:
@@ -312,8 +317,10 @@ class LocalSandbox:
         assert self._process is not None  # noqa: S101 who calls has looked
         if self._facts is None:
             return self._process.pid
-        told = b""
+        told, until = b"", time.monotonic() + _ANSWER_SECONDS
         while not self._known_pid:
+            if not select.select([self._facts], [], [], max(0.0, until - time.monotonic()))[0]:
+                raise SandboxError("bubblewrap does not start")
             part = os.read(self._facts, 4096)
             told += part
             if not part:
@@ -460,6 +467,8 @@ class LocalSandbox:
 
     def _receive(self) -> tuple[dict[str, Any], bytes]:
         facts: dict[str, Any] = json.loads(self._bytes(_HEADER.unpack(self._bytes(_HEADER.size))[0]))
+        if facts["size"] > _MOST_BYTES:
+            raise OSError("the agent's answer is longer than any that was asked for")
         return facts, self._bytes(facts["size"])
 
     def _bytes(self, size: int) -> bytes:

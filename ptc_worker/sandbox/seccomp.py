@@ -24,6 +24,10 @@ _FS_IOC_SETFLAGS, _FS_IOC_FSSETXATTR = 0x40086602, 0x401C5820
 _F_SETLEASE, _F_NOTIFY = 1024, 1026
 _AND, _TYPE_OF_SOCKET = 0x54, 0xF
 
+_SIZES_OF_BUFFERS = (7, 8, 32, 33)
+"""SO_SNDBUF, SO_RCVBUF and their FORCE: what waits in a socket counts as nobody's memory."""
+_THIRD_ARGUMENT = 16 + 8 * 2
+
 _PLACES = {"x86_64": (0xC000003E, 0), "aarch64": (0xC00000B7, 1)}
 
 # Names with their numbers on x86_64 and aarch64; None where there is no such call.
@@ -119,6 +123,7 @@ _NUMBERS: dict[str, tuple[int | None, int | None]] = {
     "sethostname": (170, 161),
     "setns": (308, 268),
     "setpriority": (141, 140),
+    "setsockopt": (54, 208),
     "settimeofday": (164, 170),
     "setxattr": (188, 5),
     "setxattrat": (463, 463),
@@ -167,7 +172,7 @@ _OF_OTHERS = {
 Process 1 has the same user: made to wait for all others, it would not see what they take.
 """
 
-_LOOKED_INTO = ("clone", "fcntl", "ioctl", "socket", "socketpair", *_OF_OTHERS)
+_LOOKED_INTO = ("clone", "fcntl", "ioctl", "setsockopt", "socket", "socketpair", *_OF_OTHERS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -223,6 +228,12 @@ def program(rules: Rules) -> bytes:
         for argument in others:
             steps += [_step(_LOAD, 16 + 8 * argument), *steps[:2]]
         code += _when(numbers[name], first, steps)
+    sizes = _none_of(*_SIZES_OF_BUFFERS, answer=0)
+    code += _when(
+        numbers["setsockopt"],
+        1,
+        [_step(_JUMP_IF_EQUAL, socket.SOL_SOCKET, 0, len(sizes) + 1), _step(_LOAD, _THIRD_ARGUMENT), *sizes],
+    )
     families = (socket.AF_UNIX, socket.AF_INET, socket.AF_INET6) if rules.network else ()
     allowed = [
         _step(_JUMP_IF_EQUAL, family, len(families) - place, 0) for place, family in enumerate(families)
@@ -271,11 +282,11 @@ def _when(number: int | None, argument: int, steps: list[bytes]) -> list[bytes]:
     return [_step(_JUMP_IF_EQUAL, number, 0, len(body)), *body]
 
 
-def _none_of(*values: int) -> list[bytes]:
-    """Refuse each of these values of the argument that was loaded."""
+def _none_of(*values: int, answer: int = errno.EPERM) -> list[bytes]:
+    """Refuse each of these values of the argument that was loaded; or do as if, with 0 for an answer."""
     last = len(values) - 1
     tests = [
         _step(_JUMP_IF_EQUAL, value, last - place, 0 if place < last else 1)
         for place, value in enumerate(values)
     ]
-    return [*tests, _answer(errno.EPERM)]
+    return [*tests, _answer(answer)]

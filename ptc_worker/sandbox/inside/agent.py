@@ -40,9 +40,12 @@ import struct  # noqa: E402
 import time  # noqa: E402
 from contextlib import suppress  # noqa: E402
 from dataclasses import dataclass, field  # noqa: E402
-from typing import Any  # noqa: E402
+from typing import TYPE_CHECKING, Any  # noqa: E402
 
 from . import confine  # noqa: E402
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 FORKED = ("-P", "-B", "-m")
 """The arguments between the interpreter and the name of a module that is run in a fork."""
@@ -56,7 +59,7 @@ LOOK_SECONDS = 0.05
 MAX_INODES = 100_000
 """Files and folders that a sandbox may have."""
 
-MAX_SOCKETS = 1024
+MAX_SOCKETS = 512
 """Sockets that commands may have: what is on its way in one is nobody's memory, a few hundred kilobytes each."""
 
 _HEADER = struct.Struct("!I")
@@ -357,7 +360,7 @@ class Guard:
     def __init__(self, spec: Spec) -> None:
         self._spec = spec
         self._me = os.getpid()
-        self._files_known = (0.0, "")
+        self._held_known = (0.0, "")
         self.look_seconds = LOOK_SECONDS if spec.namespaces else 2 * LOOK_SECONDS
 
     def complaint(self) -> str:
@@ -372,7 +375,7 @@ class Guard:
         else:
             if len(others) > self._spec.processes:
                 return "memory"
-            if complaint := self._folder():
+            if complaint := self._held(others):
                 return complaint
             held = 0
         if held + sum(map(resident, others)) <= self._spec.memory:
@@ -391,35 +394,64 @@ class Guard:
         held = sum((each.f_blocks - each.f_bfree) * each.f_frsize for each in figures)
         return held, max(each.f_files - each.f_ffree for each in figures)
 
-    def _folder(self) -> str:
-        """Add up what a folder holds, at most a tenth of the time."""
-        not_before, complaint = self._files_known
+    def _held(self, others: list[str]) -> str:
+        """Name what the folder and the open descriptors hold too much of; looked for at most a tenth of the time."""
+        not_before, complaint = self._held_known
         started = time.monotonic()
         if started >= not_before:
-            number = size = 0
-            for number, info in enumerate(_walk(self._spec.root)):
-                size += info.st_blocks * 512
-                if number > MAX_INODES or size > self._spec.disk:
-                    complaint = "disk"
-                    break
+            complaint = _too_much(self._spec, others)
             took = time.monotonic() - started
-            self._files_known = (started + took * 10, complaint)
+            self._held_known = (started + took * 10, complaint)
         return complaint
 
 
-def _walk(folder: str) -> Any:  # noqa: ANN401 a generator of os.stat_result
-    """Walk a tree that changes meanwhile, without following links."""
+def _too_much(spec: Spec, pids: list[str]) -> str:
+    """Add up files, also those that were removed and are still open, and sockets."""
+    size = open_sockets = 0
+    for info in _open_files(pids):
+        if stat.S_ISSOCK(info.st_mode):
+            open_sockets += 1
+        elif stat.S_ISREG(info.st_mode) and info.st_nlink == 0:
+            size += info.st_blocks * 512
+    if open_sockets > MAX_SOCKETS:
+        return "memory"
+    try:
+        for number, info in enumerate(_walk(spec.root)):
+            size += info.st_blocks * 512
+            if number > MAX_INODES or size > spec.disk:
+                return "disk"
+    except OverflowError:
+        return "disk"
+    return "disk" if size > spec.disk else ""
+
+
+def _walk(folder: str) -> Iterator[os.stat_result]:
+    """Walk a tree that changes meanwhile, without following links.
+
+    Raises:
+        OverflowError: it is deeper than a path can tell.
+    """
     queue = [folder]
     while queue:
         try:
             with os.scandir(queue.pop()) as entries:
                 for entry in entries:
-                    with suppress(OSError):
+                    with suppress(FileNotFoundError):
                         yield entry.stat(follow_symlinks=False)
                         if entry.is_dir(follow_symlinks=False):
                             queue.append(entry.path)
-        except OSError:
-            continue
+        except OSError as error:
+            if error.errno == errno.ENAMETOOLONG:
+                raise OverflowError(folder) from None
+
+
+def _open_files(pids: list[str]) -> Iterator[os.stat_result]:
+    """Look at what processes hold open; one descriptor that several of them share counts for each."""
+    for pid in pids:
+        with suppress(OSError):
+            for descriptor in os.listdir(f"/proc/{pid}/fd"):
+                with suppress(OSError):
+                    yield os.stat(f"/proc/{pid}/fd/{descriptor}")
 
 
 def sockets() -> int:
