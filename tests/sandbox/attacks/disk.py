@@ -101,6 +101,35 @@ except OSError as error:
 os.chmod(".", 0)
 print("deep", made)
 """,
+        too_much_on_disk,
+    ),
+    *(
+        Attack(
+            f"files {where}",
+            f"""
+import time
+held, kept = 0, []
+try:
+    {prepared}
+    while held <= {2 * DISK_MB} * 2**20:
+        kept.append(open(f"file-{{len(kept)}}", "wb", buffering=0))
+        {removed}
+        held += kept[-1].write(bytes(2**24))
+    time.sleep(3)
+    gained("bytes that nobody counts", held)
+except OSError as error:
+    print("kept from more than", held, error)
+""",
+            too_much_on_disk,
+        )
+        for where, prepared, removed in (
+            ("that were removed and are still open", "pass", "os.unlink(kept[-1].name)"),
+            (
+                "deeper than a path can tell",
+                "[(os.mkdir('d' * 200), os.chdir('d' * 200)) for _ in range(30)]",
+                "pass",
+            ),
+        )
     ),
     Attack(
         "names as long as they may be, and no text",
