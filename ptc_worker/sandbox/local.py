@@ -148,6 +148,7 @@ class LocalSandbox:
         if self._over:  # whoever said so found nothing to end
             self.destroy()
             self._refuse_if_over()
+        self._enclose()  # milliseconds, in which the agent loads what it needs
 
     def _start_bubblewrap(self, control: int) -> subprocess.Popen[bytes]:
         argv, paths = tiers.bubblewrap([str(self.environment)], disk=self._disk)
