@@ -245,7 +245,7 @@ _HEADLINES = {
     Outcome.TIMEOUT: "The tests did not end in time.",
     Outcome.CRASHED: "The test process ended before all collected tests had run.",
     Outcome.OUT_OF_MEMORY: "The tests held too much memory and were stopped.",
-    Outcome.OUTPUT_LIMIT: "The tests wrote too much output and were stopped.",
+    Outcome.OUTPUT_LIMIT: "The tests wrote too much output, or too much into files, and were stopped.",
     Outcome.TAMPERED: "What the tests report cannot be believed.",
 }
 

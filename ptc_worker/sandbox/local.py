@@ -9,7 +9,6 @@ import select
 import selectors
 import signal
 import socket
-import struct
 import subprocess
 import sys
 import threading
@@ -25,6 +24,7 @@ from ptc_worker.sandbox import cgroups, leftovers, seccomp, tiers
 from ptc_worker.sandbox.inside import confine
 from ptc_worker.sandbox.inside.agent import EVENTS_FD, Spec
 from ptc_worker.sandbox.inside.confine import Walls
+from ptc_worker.sandbox.line import Line, Streams
 from ptc_worker.sandbox.protocol import ExecResult, SandboxError
 from ptc_worker.sandbox.spawner import spawner
 
@@ -34,12 +34,6 @@ if TYPE_CHECKING:
     from ptc_worker.settings import WorkerSettings
 
 log = structlog.get_logger(__name__)
-
-OUTPUT_LIMIT = 4 * 2**20
-"""Bytes a command may write to its two streams together before it is ended."""
-
-EVENTS_LIMIT = 32 * 2**20
-"""Bytes of events that a command may write before it is ended."""
 
 FILE_LIMIT = 64 * 2**20
 """Bytes one file in the sandbox may grow to."""
@@ -59,11 +53,8 @@ _BARE = (
 _DESCRIPTORS = 512
 _AGENT_BYTES = 96 * 2**20
 _AGENT_PROCESSES = 8
-_HEADER = struct.Struct("!I")
-_ANSWER_SECONDS = 30.0
-_MOST_BYTES = 2 * FILE_LIMIT
+_START_SECONDS = 30.0
 _END_SECONDS = 5.0
-_CHUNK = 2**16
 
 
 class LocalSandbox:
@@ -72,14 +63,13 @@ class LocalSandbox:
     def __init__(self, settings: WorkerSettings, environment: Path, *, preload: bool = True) -> None:
         self.isolation: str = tiers.isolation(settings)
         self.environment = environment
-        self._settings = settings
         self._preload = preload
         self._memory = settings.ptc_sandbox_memory_mb * 2**20
         self._disk = settings.ptc_sandbox_disk_mb * 2**20
         self._folder: Path | None = None
         self._uid: int | None = None
         self._process: subprocess.Popen[bytes] | None = None
-        self._socket: socket.socket | None = None
+        self._line: Line | None = None
         self._state = threading.Lock()
         self._ending = threading.Lock()
         self._over = ""
@@ -142,9 +132,8 @@ class LocalSandbox:
             raise
         finally:
             theirs.close()
-        ours.settimeout(_ANSWER_SECONDS)
         with self._state:
-            self._process, self._socket, self._starting = process, ours, False
+            self._process, self._line, self._starting = process, Line(ours), False
         if self._over:  # whoever said so found nothing to end
             self.destroy()
             self._refuse_if_over()
@@ -163,7 +152,7 @@ class LocalSandbox:
             return subprocess.Popen(  # type: ignore[call-overload,no-any-return]  # noqa: S603 our own program
                 [*argv, "--seccomp", str(filter_fd), "--info-fd", str(facts), "--", *agent],
                 pass_fds=(control, filter_fd, facts),
-                **_streams(),
+                **_stdio(),
                 **tiers.as_user(self._new_uid()),
             )
 
@@ -204,7 +193,7 @@ class LocalSandbox:
                 pass_fds=(control,),
                 env=tiers.AGENT_ENVIRONMENT,
                 start_new_session=True,
-                **_streams(),
+                **_stdio(),
             )
 
         return spawner().do(start)
@@ -233,8 +222,8 @@ class LocalSandbox:
         self._end("the sandbox is not there any more")
         self._wait_for_the_end()
         with self._state:
-            if self._socket is not None:
-                self._socket.close()
+            if self._line is not None:
+                self._line.close()
             if self._process is not None and self._process.stderr is not None:
                 self._process.stderr.close()
             # Not before `start` is through: bubblewrap would die of writing to it, and its child wait without end.
@@ -253,9 +242,8 @@ class LocalSandbox:
         """Let the line go dead: the agent ends at once then, and nothing that it started outlives it."""
         with self._state:
             self._over = self._over or why
-            if self._socket is not None:
-                with suppress(OSError):
-                    self._socket.shutdown(socket.SHUT_RDWR)
+            if self._line is not None:
+                self._line.cut()
 
     def _wait_for_the_end(self) -> None:
         """Return when the agent is gone; one that does not go is killed."""
@@ -318,7 +306,7 @@ class LocalSandbox:
         assert self._process is not None  # noqa: S101 who calls has looked
         if self._facts is None:
             return self._process.pid
-        told, until = b"", time.monotonic() + _ANSWER_SECONDS
+        told, until = b"", time.monotonic() + _START_SECONDS
         while not self._known_pid:
             if not select.select([self._facts], [], [], max(0.0, until - time.monotonic()))[0]:
                 raise SandboxError("bubblewrap does not start")
@@ -371,9 +359,9 @@ class LocalSandbox:
                 **({"RLIMIT_NPROC": PROCESS_LIMIT} if self._has_processes_of_its_own else {}),
             },
         }
-        self._refuse_unless_running()
+        self._line_to_agent()
         killed = self._enclose().killed
-        with _Streams() as streams:
+        with Streams() as streams:
             self._ask(request, what="the command cannot be run", descriptors=streams.far)
             streams.close_far()
             started = time.monotonic()
@@ -383,11 +371,12 @@ class LocalSandbox:
                 self._refuse_if_over()
             if ended["why"] == "lost":
                 raise SandboxError("the sandbox died under the command")
+            stdout, stderr, events = streams.texts
             return ExecResult(
                 exit_code=ended["status"],
-                stdout=streams.text(0),
-                stderr=streams.text(1),
-                events=streams.text(2),
+                stdout=stdout,
+                stderr=stderr,
+                events=events,
                 duration_seconds=time.monotonic() - started,
                 timed_out=ended["why"] == "time",
                 output_limited=ended["why"] in {"output", "disk"},
@@ -407,12 +396,11 @@ class LocalSandbox:
         """Whether the kernel counts the sandbox's processes apart from those of the worker's user."""
         return self.isolation == "bubblewrap" or os.geteuid() == 0
 
-    def _follow(self, streams: _Streams, deadline: float) -> dict[str, Any]:
+    def _follow(self, streams: Streams, deadline: float) -> dict[str, Any]:
         """Read the streams until the agent tells of the end; tell it to make one when time or room is over."""
-        assert self._socket is not None  # noqa: S101 the request went through it
-        why = ""
+        line, why = self._line_to_agent(), ""
         with selectors.DefaultSelector() as selector:
-            selector.register(self._socket, selectors.EVENT_READ)
+            selector.register(line, selectors.EVENT_READ)
             for stream in streams.near:
                 selector.register(stream, selectors.EVENT_READ)
             while True:
@@ -420,7 +408,7 @@ class LocalSandbox:
                 for stream in streams.near:
                     if stream in ready and streams.take(stream):
                         selector.unregister(stream)
-                if self._socket in ready:
+                if line in ready:
                     break
                 verdict = "output" if streams.full else "time" if time.monotonic() >= deadline else ""
                 if verdict and why:
@@ -430,13 +418,13 @@ class LocalSandbox:
                 if verdict:
                     why = verdict
                     with suppress(OSError):  # it has gone: its socket tells next
-                        self._send({"op": "stop"})
+                        line.send({"op": "stop"})
                     deadline = time.monotonic() + _END_SECONDS
                     for stream in set(streams.near) & set(selector.get_map()):
                         selector.unregister(stream)
         streams.drain()
         try:
-            facts, _ = self._receive()
+            facts, _ = line.receive()
         except (OSError, EOFError):
             return {"status": -signal.SIGKILL, "why": why or "lost"}
         return {**facts, "why": why or facts["why"]}
@@ -446,10 +434,10 @@ class LocalSandbox:
     def _ask(
         self, request: dict[str, Any], content: bytes = b"", *, what: str, descriptors: Sequence[int] = ()
     ) -> tuple[dict[str, Any], bytes]:
-        self._refuse_unless_running()
+        line = self._line_to_agent()
         try:
-            self._send(request, content, descriptors)
-            facts, answer = self._receive()
+            line.send(request, content, descriptors)
+            facts, answer = line.receive()
         except (OSError, EOFError) as error:
             self._refuse_if_over()
             raise SandboxError(f"{what}: {self._last_words() or error}") from error
@@ -457,31 +445,11 @@ class LocalSandbox:
             raise SandboxError(f"{what}: {facts['error']}")
         return facts, answer
 
-    def _send(self, request: dict[str, Any], content: bytes = b"", descriptors: Sequence[int] = ()) -> None:
-        assert self._socket is not None  # noqa: S101 `_ask` has looked
-        text = json.dumps(request).encode()
-        if descriptors:
-            socket.send_fds(self._socket, [_HEADER.pack(len(text))], list(descriptors))
-        else:
-            self._socket.sendall(_HEADER.pack(len(text)))
-        self._socket.sendall(text + content)
-
-    def _receive(self) -> tuple[dict[str, Any], bytes]:
-        facts: dict[str, Any] = json.loads(self._bytes(_HEADER.unpack(self._bytes(_HEADER.size))[0]))
-        if facts["size"] > _MOST_BYTES:
-            raise OSError("the agent's answer is longer than any that was asked for")
-        return facts, self._bytes(facts["size"])
-
-    def _bytes(self, size: int) -> bytes:
-        assert self._socket is not None  # noqa: S101 `_ask` has looked
-        parts = []
-        while size:
-            part = self._socket.recv(min(size, 2**20))
-            if not part:
-                raise EOFError("the agent has gone")
-            parts.append(part)
-            size -= len(part)
-        return b"".join(parts)
+    def _line_to_agent(self) -> Line:
+        self._refuse_if_over()
+        if self._line is None:
+            raise SandboxError("the sandbox was not started")
+        return self._line
 
     def _last_words(self) -> str:
         """Return what an agent, or bubblewrap, said at its end."""
@@ -493,69 +461,10 @@ class LocalSandbox:
         os.set_blocking(process.stderr.fileno(), False)
         return (process.stderr.read() or b"").decode(errors="replace").strip()[-2000:]
 
-    def _refuse_unless_running(self) -> None:
-        self._refuse_if_over()
-        if self._process is None:
-            raise SandboxError("the sandbox was not started")
-
     def _refuse_if_over(self) -> None:
         if self._over:
             raise SandboxError(self._over)
 
 
-class _Streams:
-    """Three pipes from a command: output, errors and events, each read up to its limit."""
-
-    def __init__(self) -> None:
-        pairs = [os.pipe() for _ in range(3)]
-        self.near = [near for near, _ in pairs]
-        self.far = [far for _, far in pairs]
-        self._parts: dict[int, list[bytes]] = {near: [] for near in self.near}
-        self._sizes = dict.fromkeys(self.near, 0)
-        for near in self.near:
-            os.set_blocking(near, False)
-
-    @property
-    def full(self) -> bool:
-        """Whether the command has written more than it may."""
-        output, errors, events = (self._sizes[near] for near in self.near)
-        return output + errors > OUTPUT_LIMIT or events > EVENTS_LIMIT
-
-    def take(self, near: int) -> bool:
-        """Read what is there now; return whether the stream is at its end."""
-        try:
-            part = os.read(near, _CHUNK)
-        except BlockingIOError:
-            return False
-        self._parts[near].append(part)
-        self._sizes[near] += len(part)
-        return not part
-
-    def drain(self) -> None:
-        """Read what is left in the pipes, within the limits."""
-        for near in self.near:
-            before = -1
-            while not self.full and self._sizes[near] > before:
-                before = self._sizes[near]
-                self.take(near)
-
-    def text(self, place: int) -> bytes:
-        """Return what was read of one stream."""
-        return b"".join(self._parts[self.near[place]])
-
-    def close_far(self) -> None:
-        """Close the ends that the agent has by now."""
-        while self.far:
-            os.close(self.far.pop())
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close_far()
-        for near in self.near:
-            os.close(near)
-
-
-def _streams() -> dict[str, Any]:
+def _stdio() -> dict[str, Any]:
     return {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}

@@ -111,10 +111,9 @@ def _try_bubblewrap() -> str:
         raise SandboxError(f"bubblewrap could not be tried: {error}") from error
     finally:
         os.close(filter_fd)
-    return (
-        tried.returncode
-        and (tried.stderr.decode(errors="replace").strip() or f"it ended with {tried.returncode}")
-    ) or ""
+    if tried.returncode == 0:
+        return ""
+    return tried.stderr.decode(errors="replace").strip() or f"it ended with {tried.returncode}"
 
 
 def _try_landlock() -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import tomllib
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -22,11 +23,13 @@ DEPLOY = ROOT / "deploy"
 EXAMPLE = dotenv_values(DEPLOY / "env.example")
 COMPOSE = yaml.safe_load((ROOT / "compose.yml").read_text())
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
-SOURCES = [
-    file.read_text()
+PACKAGES = [
+    file
     for package in ("ptc_contracts", "ptc_worker", "roma_bridge")
-    for file in (ROOT / package).rglob("*.py")
+    for file in (ROOT / package).rglob("*")
+    if file.is_file()
 ]
+SOURCES = [file.read_text() for file in PACKAGES if file.suffix == ".py"]
 
 CONTRACT = [
     "REDIS_URL",
@@ -258,3 +261,20 @@ def test_the_image_is_not_roots_and_needs_no_buildkit() -> None:
 
     assert "USER ptc" in lines
     assert not any("--mount" in line or "<<" in line or line.startswith("# syntax") for line in lines)
+
+
+def test_what_is_no_python_is_packaged_too() -> None:
+    """What the code reads beside itself is in the wheel, and so in the image."""
+    patterns = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
+    packaged = {
+        file
+        for package, globs in patterns.items()
+        for pattern in globs
+        for folder in (
+            [ROOT / package.replace(".", "/")] if package != "*" else [file.parent for file in PACKAGES]
+        )
+        for file in folder.glob(pattern)
+    }
+    others = {file for file in PACKAGES if file.suffix not in {".py", ".pyc"}}
+
+    assert others <= packaged
