@@ -24,8 +24,8 @@ _FS_IOC_SETFLAGS, _FS_IOC_FSSETXATTR = 0x40086602, 0x401C5820
 _F_SETLEASE, _F_NOTIFY = 1024, 1026
 _AND, _TYPE_OF_SOCKET = 0x54, 0xF
 
-_SIZES_OF_BUFFERS = (7, 8, 32, 33)
-"""SO_SNDBUF, SO_RCVBUF and their FORCE: what waits in a socket counts as nobody's memory."""
+_SIZES_OF_BUFFERS = (7, 8)
+"""SO_SNDBUF and SO_RCVBUF: what waits in a socket counts as nobody's memory."""
 _THIRD_ARGUMENT = 16 + 8 * 2
 
 _PLACES = {"x86_64": (0xC000003E, 0), "aarch64": (0xC00000B7, 1)}

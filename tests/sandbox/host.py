@@ -249,6 +249,11 @@ def alive(marker: str) -> list[str]:
     return found
 
 
-def control_groups() -> list[Path]:
-    """Find the control groups of this process's sandboxes."""
-    return [*Path("/sys/fs/cgroup").glob(f"**/ptc-{os.getpid()}-*")]
+def empty_groups() -> set[Path]:
+    """Find control groups of this process's sandboxes in which nothing is left; those of prepared ones hold them."""
+    found = set()
+    for group in Path("/sys/fs/cgroup").glob(f"**/ptc-{os.getpid()}-*"):
+        with suppress(OSError):
+            if not (group / "cgroup.procs").read_text():
+                found.add(group)
+    return found
