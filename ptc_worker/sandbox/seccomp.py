@@ -12,6 +12,10 @@ import platform
 import socket
 import struct
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
 
 _LOAD, _JUMP_IF_EQUAL, _JUMP_IF_GREATER_OR_EQUAL, _JUMP_IF_SET, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
 _ALLOW, _REFUSE = 0x7FFF0000, 0x00050000
@@ -200,7 +204,6 @@ def program(rules: Rules) -> bytes:
     except KeyError:
         raise UnknownMachineError(f"no seccomp filter for {platform.machine()}") from None
     numbers = {name: row[column] for name, row in _NUMBERS.items()}
-    refused = set(_NUMBERS) - {*_LOOKED_INTO, *_ABSENT, *_ATTRIBUTES, *_OWNERS}
     code = [
         _step(_LOAD, _ARCHITECTURE),
         _step(_JUMP_IF_EQUAL, architecture, 1, 0),
@@ -208,50 +211,51 @@ def program(rules: Rules) -> bytes:
         _step(_LOAD, _NUMBER),
         _step(_JUMP_IF_GREATER_OR_EQUAL, _X32_BIT, 0, 1),
         _answer(errno.ENOSYS),
+        *_whole_calls(rules, numbers),
+        *_calls_by_argument(rules, numbers),
+        _step(_RETURN, _ALLOW),
     ]
-    for name in sorted(refused):
-        code += _calls(numbers[name], errno.EPERM)
-    for name in _ABSENT:
-        code += _calls(numbers[name], errno.ENOSYS)
-    for name in _ATTRIBUTES:
-        code += _calls(numbers[name], errno.EOPNOTSUPP)
-    if not rules.own_files:
-        for name in _OWNERS:
-            code += _calls(numbers[name], 0)  # as if it were done: copying a file must not fail for its mode
-    code += _when(numbers["clone"], 0, [_step(_JUMP_IF_SET, _NEW_NAMESPACES, 0, 1), _answer(errno.EPERM)])
+    return b"".join(code)
+
+
+def _whole_calls(rules: Rules, numbers: Mapping[str, int | None]) -> Iterator[bytes]:
+    """Answer the calls that are refused whatever their arguments."""
+    refused = set(_NUMBERS) - {*_LOOKED_INTO, *_ABSENT, *_ATTRIBUTES, *_OWNERS}
+    # Owners as if it were done: copying a file must not fail for its mode.
+    owners = () if rules.own_files else _OWNERS
+    answers = (
+        (sorted(refused), errno.EPERM),
+        (_ABSENT, errno.ENOSYS),
+        (_ATTRIBUTES, errno.EOPNOTSUPP),
+        (owners, 0),
+    )
+    for names, answer in answers:
+        for name in names:
+            yield from _calls(numbers[name], answer)
+
+
+def _calls_by_argument(rules: Rules, numbers: Mapping[str, int | None]) -> Iterator[bytes]:
+    """Answer the calls that depend on what is asked for."""
+    yield from _when(numbers["clone"], 0, [_step(_JUMP_IF_SET, _NEW_NAMESPACES, 0, 1), _answer(errno.EPERM)])
     # File attributes are no matter of write access, and a terminal's input is that of whoever sits there.
-    code += _when(numbers["ioctl"], 1, _none_of(_TIOCSTI, _TIOCLINUX, _FS_IOC_SETFLAGS, _FS_IOC_FSSETXATTR))
+    yield from _when(
+        numbers["ioctl"], 1, _none_of(_TIOCSTI, _TIOCLINUX, _FS_IOC_SETFLAGS, _FS_IOC_FSSETXATTR)
+    )
     # The owner of a file that can only be read may keep all others from opening it, for 45 seconds each time.
-    code += _when(numbers["fcntl"], 1, _none_of(_F_SETLEASE, _F_NOTIFY))
+    yield from _when(numbers["fcntl"], 1, _none_of(_F_SETLEASE, _F_NOTIFY))
     for name, (first, *others) in _OF_OTHERS.items():
         steps = [_step(_JUMP_IF_EQUAL, 0, 1, 0), _answer(errno.EPERM)]
         for argument in others:
             steps += [_step(_LOAD, 16 + 8 * argument), *steps[:2]]
-        code += _when(numbers[name], first, steps)
+        yield from _when(numbers[name], first, steps)
     sizes = _none_of(*_SIZES_OF_BUFFERS, answer=0)
-    code += _when(
-        numbers["setsockopt"],
-        1,
-        [_step(_JUMP_IF_EQUAL, socket.SOL_SOCKET, 0, len(sizes) + 1), _step(_LOAD, _THIRD_ARGUMENT), *sizes],
-    )
+    of_sockets = _step(_JUMP_IF_EQUAL, socket.SOL_SOCKET, 0, len(sizes) + 1)
+    yield from _when(numbers["setsockopt"], 1, [of_sockets, _step(_LOAD, _THIRD_ARGUMENT), *sizes])
     families = (socket.AF_UNIX, socket.AF_INET, socket.AF_INET6) if rules.network else ()
-    allowed = [
-        _step(_JUMP_IF_EQUAL, family, len(families) - place, 0) for place, family in enumerate(families)
-    ]
-    code += _when(numbers["socket"], 0, [*allowed, _answer(errno.EACCES)])
+    yield from _when(numbers["socket"], 0, _one_of(*families))
     if not rules.network:  # datagrams of a pair could be sent to any socket of the host
-        code += _when(
-            numbers["socketpair"],
-            1,
-            [
-                _step(_AND, _TYPE_OF_SOCKET),
-                _step(_JUMP_IF_EQUAL, socket.SOCK_STREAM, 2, 0),
-                _step(_JUMP_IF_EQUAL, socket.SOCK_SEQPACKET, 1, 0),
-                _answer(errno.EACCES),
-            ],
-        )
-    code.append(_step(_RETURN, _ALLOW))
-    return b"".join(code)
+        kinds = _one_of(socket.SOCK_STREAM, socket.SOCK_SEQPACKET)
+        yield from _when(numbers["socketpair"], 1, [_step(_AND, _TYPE_OF_SOCKET), *kinds])
 
 
 def reader(rules: Rules) -> int:
@@ -290,3 +294,9 @@ def _none_of(*values: int, answer: int = errno.EPERM) -> list[bytes]:
         for place, value in enumerate(values)
     ]
     return [*tests, _answer(answer)]
+
+
+def _one_of(*values: int) -> list[bytes]:
+    """Refuse all values of the argument that was loaded but these."""
+    tests = [_step(_JUMP_IF_EQUAL, value, len(values) - place, 0) for place, value in enumerate(values)]
+    return [*tests, _answer(errno.EACCES)]
