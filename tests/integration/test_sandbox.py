@@ -1,4 +1,4 @@
-"""The local sandbox ends with its worker."""
+"""The local sandbox ends with its worker, and runs nothing that it cannot keep in."""
 
 from __future__ import annotations
 
@@ -8,10 +8,15 @@ import sys
 from typing import TYPE_CHECKING
 
 import psutil
-from support import until
+import pytest
+from support import answer_with, until
+
+from ptc_contracts import ExecutionStatus
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from cluster import Cluster
 
 
 def test_a_worker_that_is_killed_takes_its_sandboxes_along(tmp_path: Path) -> None:
@@ -36,3 +41,23 @@ def test_a_worker_that_is_killed_takes_its_sandboxes_along(tmp_path: Path) -> No
 def survivors(marker: str) -> list[int]:
     """Find processes that carry a marker in their command line."""
     return [p.pid for p in psutil.process_iter(["cmdline"]) if marker in (p.info["cmdline"] or [])]
+
+
+@pytest.mark.parametrize(
+    ("allowed", "status", "told"),
+    [
+        ("", ExecutionStatus.PARTIAL_SUCCESS, "set PTC_SANDBOX_ALLOW_UNISOLATED=1"),
+        ("1", ExecutionStatus.SUCCESS, "without isolation"),
+    ],
+)
+def test_nothing_runs_without_isolation_unless_it_is_allowed(
+    empty_cluster: Cluster, allowed: str, status: ExecutionStatus, told: str
+) -> None:
+    """The refusal says how to allow it; what was allowed is said in every result."""
+    settings = {"PTC_SANDBOX_ISOLATION": "none", "PTC_SANDBOX_ALLOW_UNISOLATED": allowed}
+    empty_cluster.start_worker(environment={**empty_cluster.environment, **settings})
+    result = empty_cluster.run([answer_with(tests__test_it_py="def test_it():\n    pass")])
+
+    assert (result.status, result.iterations_used) == (status, 1)
+    assert told in " ".join([result.error_message or "", *result.warnings])
+    assert result.metadata.get("isolation") == ("none" if allowed else None)
