@@ -352,11 +352,11 @@ class Storm:
                 self._restart_in(self.chance.uniform(0.0, 1.0), worker)
 
     def _sandbox_killed(self) -> str:
-        """Kill the supervisor of a sandbox of ours, if one runs right now."""
+        """Kill a sandbox of ours, if one runs something right now."""
         for worker in self.workers:
-            if worker.name not in self._in_hand and (supervisors := _sandboxes(worker)):
+            if worker.name not in self._in_hand and (busy := _sandboxes(worker)):
                 self._note(Kind.SANDBOX_KILLED, worker.model)
-                supervisors[0].kill()
+                busy[0].kill()
                 return worker.model
         return ""
 
@@ -484,14 +484,16 @@ class Storm:
 
 
 def _sandboxes(worker: Worker) -> list[psutil.Process]:
-    """Find the supervisors of a worker's sandboxes."""
+    """Find a worker's sandboxes in which a command runs; others are prepared for later, and nobody would miss them."""
     found = []
     if worker.process is not None:
         with suppress(psutil.Error):
             for child in psutil.Process(worker.process.pid).children():
                 with suppress(psutil.Error):
                     if any("inside.agent" in part for part in child.cmdline()):
-                        found.append(child)
+                        without_command = 1 if child.name() == "bwrap" else 0
+                        if len(child.children(recursive=True)) > without_command:
+                            found.append(child)
     return found
 
 

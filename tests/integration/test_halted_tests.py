@@ -87,7 +87,7 @@ def install(settings: WorkerSettings, halt: Halt) -> Path:
         return folder
 
 
-@pytest.mark.parametrize("moment", ["at once", "when the supervisor is there", "when it runs"])
+@pytest.mark.parametrize("moment", ["at once", "when the agent is there", "when it runs"])
 def test_a_stopped_command_leaves_nothing_alive(
     box: Sandbox, threads: ThreadPoolExecutor, moment: str
 ) -> None:
@@ -95,7 +95,7 @@ def test_a_stopped_command_leaves_nothing_alive(
     marker = "1041.25"
     script = f"trap '' TERM HUP; for i in 1 2 3; do sleep {marker} & setsid sleep {marker} & done; wait"
     work = threads.submit(shell, box, script)
-    if moment == "when the supervisor is there":
+    if moment == "when the agent is there":
         until(psutil.Process().children)
     elif moment == "when it runs":
         until(lambda: len(running(marker)) == 6)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def test_a_worker_that_is_killed_takes_its_sandboxes_along(tmp_path: Path) -> None:
-    """The supervisor notices the death of its parent."""
+    """What it was running dies with it."""
     marker = "31339.25"
     script = (
         "from ptc_worker.sandbox import open_sandbox; from ptc_worker.settings import WorkerSettings\n"
