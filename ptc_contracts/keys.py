@@ -12,8 +12,10 @@ if TYPE_CHECKING:
 
 _IDENTITY_CHARS = 16
 
-_FINGERPRINT_FIELDS = ("context", "file_structure")
-"""Fields of the scaffolding that change the code and are not in the key. Every later field belongs here."""
+_SCAFFOLDING_FINGERPRINT = ("context", "file_structure")
+_PLAN_FINGERPRINT = ("test_files",)
+"""Fields of the scaffolding, and of the plan, that change the code and are not in the key. Every later field belongs
+here."""
 
 _OUTCOME_NEUTRAL_FIELDS = frozenset(
     {
@@ -53,7 +55,9 @@ def cache_key(plan: PTCExecutionPlan) -> str:
 
 def fingerprint(plan: PTCExecutionPlan) -> str:
     """Hash the fields that change the code but are not in the key: 16 hex digits, empty if none is set."""
-    fields = {name: value for name in _FINGERPRINT_FIELDS if (value := getattr(plan.scaffolding, name))}
+    told = {name: getattr(plan.scaffolding, name) for name in _SCAFFOLDING_FINGERPRINT}
+    told |= {name: getattr(plan, name) for name in _PLAN_FINGERPRINT}
+    fields = {name: value for name, value in told.items() if value}
     return _canonical_sha256(fields)[:_IDENTITY_CHARS] if fields else ""
 
 
@@ -113,6 +117,9 @@ LANE_PREFIX = "ptc:lane:"
 """Before the name of a lane: hash of `reached` (all that was sent before this server time has left the queue),
 its two earlier values `newer` and `older`, and `turned`, when they last moved on."""
 
+LLM_PREFIX = "ptc:llm:"
+"""Before the hash of provider, model and messages: a model's answer, for whoever asks the same."""
+
 DEAD_RUNS = "ptc:dead"
 """Sorted set of the runs that were given up; scored by the server time (ms) of their end."""
 
@@ -166,3 +173,23 @@ def claim_key(key: str, plan_digest: str) -> str:
 def attempt_key(plan_digest: str, execution_id: str) -> str:
     """Where the run that answered one caller's submission lies, so that a retry finds it: a string."""
     return f"ptc:attempt:{plan_digest}:{_sha256(execution_id)[: 2 * _IDENTITY_CHARS]}"
+
+
+def response_key(asked: str) -> str:
+    """Where the answer to a prompt lies, by the hash of provider, model and messages: a blob with a time to live."""
+    return LLM_PREFIX + asked
+
+
+def limit_key(provider: str) -> str:
+    """Where the requests and tokens that a provider still takes this minute are counted: a hash."""
+    return f"ptc:limit:{provider}"
+
+
+def breaker_key(name: str) -> str:
+    """Where the latest failures of one provider's model are counted: a hash with a time to live."""
+    return f"ptc:breaker:{name}"
+
+
+def spent_key(day: str) -> str:
+    """Where what all runs of a day (UTC, `YYYY-MM-DD`) have spent or reserved is summed: US dollars."""
+    return f"ptc:spent:{day}"

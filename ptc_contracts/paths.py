@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import unicodedata
+from pathlib import PurePosixPath
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
 
 MAX_PATH_CHARS = 240
 """Longest accepted path: leaves room for a prefix below the 260 characters that Windows allows."""
@@ -64,3 +69,16 @@ def untidy_reason(path: str) -> str | None:
         (len(segments) > MAX_PATH_DEPTH, f"it is deeper than {MAX_PATH_DEPTH} levels"),
     )
     return next((reason for broken, reason in rules if broken), None)
+
+
+def clashes_among(paths: Collection[str]) -> list[str]:
+    """Name the paths that cannot stand beside the others: one name in two spellings, a file that is a folder too."""
+    folders = {str(parent).casefold() for path in paths for parent in PurePosixPath(path).parents}
+    seen: set[str] = set()
+    clashes = []
+    for path in paths:
+        name = path.casefold()
+        if name in seen or name in folders:
+            clashes.append(path)
+        seen.add(name)
+    return clashes

@@ -9,11 +9,14 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from ptc_contracts.paths import clashes_among, untidy_reason
+
 DEFAULT_CACHE_TTL = 3600
 """Seconds a result stays in the cache when neither caller nor plan says."""
 
 _MAX_ARCHITECTURE_DEPTH = 100
 _MAX_INTEGER_BITS = 1024
+_MAX_TEST_FILES = 100
 
 
 class LLMProvider(str, Enum):
@@ -75,6 +78,10 @@ class PTCExecutionPlan(BaseModel):
     """When an earlier result may be returned."""
     cache_ttl: int | None = Field(default=DEFAULT_CACHE_TTL, ge=0)
     """Seconds this plan's result is kept and the oldest it accepts; 0 stores nothing, null is the default."""
+    max_cost_usd: float | None = Field(default=None, ge=0, allow_inf_nan=False)
+    """US dollars that the models may cost; the installation's own limit holds too."""
+    test_files: dict[str, str] = Field(default_factory=dict)
+    """Tests that the project must pass, path to content; no model can change them."""
     project_name: str | None = None
     """A name for people."""
     roma_task_id: str | None = None
@@ -98,6 +105,20 @@ class PTCExecutionPlan(BaseModel):
             raise ValueError("scaffolding.task_description cannot be empty")
         if value.architecture is not None:
             _require_json(value.architecture, "scaffolding.architecture")
+        return value
+
+    @field_validator("test_files")
+    @classmethod
+    def _writable(cls, value: dict[str, str]) -> dict[str, str]:
+        if len(value) > _MAX_TEST_FILES:
+            raise ValueError(f"test_files holds more than {_MAX_TEST_FILES} files")
+        for path, content in value.items():
+            if reason := untidy_reason(path):
+                raise ValueError(f"test_files: {path!r} is not allowed: {reason}")
+            if "\0" in content or not _is_utf8(content):
+                raise ValueError(f"test_files: the content of {path!r} is not text")
+        if clashes := clashes_among(value):
+            raise ValueError(f"test_files: {clashes[0]!r} clashes with another path")
         return value
 
 

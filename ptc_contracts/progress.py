@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from ptc_contracts.result import CodeArtifact, ExecutionStatus, LLMUsage, PTCArtifactResult, TestResult
+from ptc_contracts.bill import ModelCall, accounts_of, usage_of
+from ptc_contracts.result import CodeArtifact, ExecutionStatus, PTCArtifactResult
+from ptc_contracts.verdicts import Outcome, Verdict
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -16,52 +18,32 @@ if TYPE_CHECKING:
     from ptc_contracts.plan import PTCExecutionPlan
 
 
-class Outcome(str, Enum):
-    """What became of one draft; everything but PASSED is red."""
+class StopReason(str, Enum):
+    """Why a run stopped."""
 
-    PASSED = "passed"
-    FAILED = "failed"
-    COLLECTION_ERROR = "collection_error"
-    NO_TESTS = "no_tests"
-    """None was collected, or none passed."""
-    USAGE_ERROR = "usage_error"
-    """pytest refused its configuration."""
+    GREEN = "green"
+    """Its tests passed."""
+    NOT_TESTED = "not_tested"
+    """The plan switched testing off."""
+    MAX_ITERATIONS = "max_iterations"
+    STUCK = "stuck"
+    """The same failure came a third time."""
+    UNPARSEABLE = "unparseable_output"
+    """The model's answers held no file."""
+    BUDGET = "budget"
+    """The next call could have cost more than is left to spend."""
+    NO_ANSWER = "no_answer"
+    """No provider answered."""
     TIMEOUT = "timeout"
-    CRASHED = "crashed"
-    """The run never came to its end."""
-    OUT_OF_MEMORY = "out_of_memory"
-    OUTPUT_LIMIT = "output_limit"
-    TAMPERED = "tampered"
-    """What the run reports cannot be believed."""
-    MISSING_DEPENDENCY = "missing_dependency"
-    GATE = "gate"
-    """The static gate refused it; no sandbox was spent."""
-    UNREADABLE = "unreadable"
-    """The model's answer held no file."""
-
-
-class Verdict(BaseModel):
-    """What is known of a draft once it was examined."""
-
-    model_config = ConfigDict(use_attribute_docstrings=True)
-
-    outcome: Outcome
-    """What became of it."""
-    test_results: TestResult | None = None
-    """The run of its tests, if they ran."""
-    feedback: str = ""
-    """What the model is told, in prose."""
-    tests: list[dict[str, Any]] = Field(default_factory=list)
-    """Tests one by one: `id`, `outcome`, `seconds`; of very many, those that did not pass come first."""
-    counts: dict[str, int] = Field(default_factory=dict)
-    """How many tests there were of each outcome: passed, failed, error, skipped, xfailed, xpassed, notrun, hidden."""
-
-    @property
-    def score(self) -> tuple[int, int, int]:
-        """Order verdicts from worst to best: tests ran and can be believed, tests passed, fewest failures."""
-        if self.test_results is None or self.outcome is Outcome.TAMPERED:
-            return (-1 if self.outcome is Outcome.UNREADABLE else 0, 0, 0)
-        return (1, self.test_results.tests_passed, -self.test_results.tests_failed)
+    CANCELLED = "cancelled"
+    UNSUPPORTED = "unsupported"
+    """Nothing here can run this project's tests."""
+    NOT_RUN = "not_run"
+    """The tests could not be run, through no fault of the draft."""
+    CONFIGURATION = "configuration"
+    GIVEN_UP = "given_up"
+    """Its workers died or fell silent again and again."""
+    INTERNAL = "internal_error"
 
 
 class Attempt(BaseModel):
@@ -90,35 +72,24 @@ class IterationNote(BaseModel):
     """Tests that passed."""
     failed: int = 0
     """Tests that did not."""
+    signature: str = ""
+    """The signature of its verdict."""
+    issues: int = 0
+    """What the gate found wrong with it."""
 
 
-class ModelCall(BaseModel):
-    """One call of a model that was, or may have been, billed."""
+class TestRepair(BaseModel):
+    """The one round in which a model may change tests that were frozen, because it disputes one of them."""
 
+    __test__ = False  # pytest collects by name
     model_config = ConfigDict(use_attribute_docstrings=True)
 
-    call_id: str
-    """Unique to the call: a usage that is reported twice counts once."""
     iteration: int
-    """The iteration that made it."""
-    provider: str
-    """The provider's name."""
-    model: str
-    """The model that answered."""
-    prompt_tokens: int = 0
-    """Tokens read, cached ones included."""
-    cached_tokens: int = 0
-    """Of these, tokens read from the provider's prompt cache."""
-    completion_tokens: int = 0
-    """Tokens written, reasoning included."""
-    cost_usd: float | None = None
-    """US dollars; null when the price is unknown."""
-    seconds: float = 0.0
-    """Wall time of the call."""
-    outcome: str = "ok"
-    """`ok`, or the kind of error that ended it."""
-    estimated: bool = False
-    """Whether the tokens are counted from the text, because the provider's own count never came."""
+    """The iteration that disputed."""
+    note: str
+    """Which test contradicts which requirement, in the model's words."""
+    files: list[str] = Field(default_factory=list)
+    """The test files that were changed."""
 
 
 class Progress(BaseModel):
@@ -131,7 +102,15 @@ class Progress(BaseModel):
     draft: list[CodeArtifact] | None = None
     """The files that wait for their verdict."""
     best: Attempt | None = None
-    """The best examined draft so far; the next iteration starts from it."""
+    """The best examined draft so far; the next iteration starts from it, unless it starts afresh."""
+    fresh: bool = False
+    """Whether the iteration under way starts afresh, because the same failure came twice."""
+    lead: str | None = None
+    """The provider that is asked first, where it is no longer the plan's primary one."""
+    frozen: list[CodeArtifact] | None = None
+    """Tests and their configuration as the first draft had them that passed the gate; None before it."""
+    repair: TestRepair | None = None
+    """The repair of frozen tests, once a model has disputed one."""
     history: list[IterationNote] = Field(default_factory=list)
     """What became of each iteration so far."""
     warnings: list[str] = Field(default_factory=list)
@@ -149,6 +128,8 @@ class Progress(BaseModel):
             outcome=verdict.outcome,
             passed=tests.tests_passed if tests else 0,
             failed=tests.tests_failed if tests else 0,
+            signature=verdict.signature,
+            issues=len(verdict.issues),
         )
         return self.model_copy(
             update={
@@ -176,23 +157,6 @@ class Progress(BaseModel):
         return self.best.verdict if self.best and self.best_files is self.best.files else None
 
 
-def usage_of(calls: Iterable[ModelCall]) -> list[LLMUsage]:
-    """Sum calls up, one entry per provider and model; one unknown price makes the sum unknown."""
-    sums: dict[tuple[str, str], LLMUsage] = {}
-    for call in calls:
-        usage = sums.setdefault(
-            (call.provider, call.model),
-            LLMUsage(provider=call.provider, model=call.model, api_calls=0, cost_usd=0.0),
-        )
-        usage.prompt_tokens += call.prompt_tokens
-        usage.completion_tokens += call.completion_tokens
-        usage.total_tokens += call.prompt_tokens + call.completion_tokens
-        usage.api_calls += 1
-        known = usage.cost_usd is not None and call.cost_usd is not None
-        usage.cost_usd = (usage.cost_usd or 0.0) + (call.cost_usd or 0.0) if known else None
-    return list(sums.values())
-
-
 def conclude(
     plan: PTCExecutionPlan,
     progress: Progress,
@@ -203,13 +167,14 @@ def conclude(
     started_at: datetime,
     calls: Iterable[ModelCall],
     error_message: str | None = None,
+    stop_reason: StopReason,
 ) -> PTCArtifactResult:
     """Make the result of a run that ends with this status."""
     completed_at = max(datetime.now(UTC), started_at)
     verdict = progress.best_verdict
     calls = list(calls)
-    examined = verdict.model_dump(mode="json", include={"outcome", "counts", "tests"}) if verdict else {}
-    estimated = sum(call.estimated for call in calls)
+    told = {"outcome", "counts", "tests", "issues"}
+    examined = verdict.model_dump(mode="json", include=told) if verdict else {}
     return PTCArtifactResult(
         execution_id=plan.execution_id,
         status=status,
@@ -226,8 +191,10 @@ def conclude(
         metadata={
             "run_id": run_id,
             **progress.facts,
+            "stop_reason": stop_reason.value,
             "history": [note.model_dump(mode="json") for note in progress.history],
             **examined,
-            **({"calls_with_estimated_tokens": estimated} if estimated else {}),
+            **accounts_of(calls),
+            **({"test_repair": progress.repair.model_dump()} if progress.repair else {}),
         },
     )

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pydantic import TypeAdapter
 
+from ptc_contracts.bill import ModelCall
 from ptc_contracts.blobs import Blobs
 from ptc_contracts.errors import PayloadTooLargeError
 from ptc_contracts.keys import cache_key, digest
 from ptc_contracts.plan import PTCExecutionPlan
-from ptc_contracts.progress import IterationNote, ModelCall, Progress
+from ptc_contracts.progress import IterationNote, Progress, StopReason
 from ptc_contracts.result import ExecutionStatus, PTCArtifactResult
 from ptc_contracts.run import Run
 from ptc_contracts.stages import FRESH, Stage
@@ -159,7 +160,15 @@ END_FIELDS = ("state", "started_at", "deadline_at", "timeout_ms", "lease_until",
 """The fields of a record that tell whether it is over."""
 
 
-def end_of(record: Mapping[str, bytes], now_ms: int, grace_ms: int) -> tuple[ExecutionStatus, str] | None:
+class Over(NamedTuple):
+    """How a run ends that nobody works on any more."""
+
+    status: ExecutionStatus
+    message: str
+    reason: StopReason
+
+
+def end_of(record: Mapping[str, bytes], now_ms: int, grace_ms: int) -> Over | None:
     """Tell how a run ends that is over by these fields, and why; None if it goes on, or its worker will end it.
 
     The worker that holds a run has the grace to see that its time is over.
@@ -169,11 +178,12 @@ def end_of(record: Mapping[str, bytes], now_ms: int, grace_ms: int) -> tuple[Exe
     started = "started_at" in record
     if started and int(record["deadline_at"]) + grace_ms <= now_ms:
         seconds = int(record["timeout_ms"]) / 1000
-        return ExecutionStatus.TIMEOUT, f"timeout_seconds={seconds:g} ran out while no worker was free"
+        message = f"timeout_seconds={seconds:g} ran out while no worker was free"
+        return Over(ExecutionStatus.TIMEOUT, message, StopReason.TIMEOUT)
     if record["state"] == b"running" and int(record["lease_until"]) > now_ms:
         return None
     if "cancelled" in record:
-        return ExecutionStatus.FAILURE, CANCELLED
+        return Over(ExecutionStatus.FAILURE, CANCELLED, StopReason.CANCELLED)
     if not started and int(record.get("expires_at", now_ms)) < now_ms:
-        return ExecutionStatus.TIMEOUT, EXPIRED
+        return Over(ExecutionStatus.TIMEOUT, EXPIRED, StopReason.TIMEOUT)
     return None

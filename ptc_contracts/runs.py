@@ -42,7 +42,7 @@ from ptc_contracts.keys import (
     usage_key,
 )
 from ptc_contracts.plan import CacheStrategy, PTCExecutionPlan
-from ptc_contracts.progress import ModelCall, Progress, conclude
+from ptc_contracts.progress import Progress, StopReason, conclude
 from ptc_contracts.record import END_FIELDS, RecordForm, Resumption, end_of
 from ptc_contracts.result import ExecutionStatus, PTCArtifactResult
 from ptc_contracts.run import (
@@ -59,6 +59,7 @@ from ptc_contracts.stages import FRESH, Stage, Unsent
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from ptc_contracts.bill import ModelCall
     from ptc_contracts.settings import RedisSettings
 
 GRACE_MS = 2_000
@@ -295,7 +296,9 @@ class RunStore:
             run.progress if "started_at" in record else run.progress.model_copy(update={"iteration": 0})
         )
         with suppress(LeaseLostError):
-            return self.finish(run, end[0], progress=progress, error_message=end[1])
+            return self.finish(
+                run, end.status, progress=progress, error_message=end.message, stop_reason=end.reason
+            )
         return None
 
     def dead(self) -> list[DeadRun]:
@@ -337,6 +340,7 @@ class RunStore:
         *,
         progress: Progress | None = None,
         error_message: str | None = None,
+        stop_reason: StopReason,
         given_up: bool = False,
     ) -> PTCArtifactResult:
         """End the run: record, cache and claim change in one step. Return its result: the first one stays.
@@ -357,6 +361,7 @@ class RunStore:
             started_at=run.started_at,
             calls=self._calls(run.run_id),
             error_message=error_message,
+            stop_reason=stop_reason,
         )
         left = progress if given_up else progress.model_copy(update={"draft": None, "best": None})
         return self._end(

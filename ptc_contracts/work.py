@@ -34,7 +34,8 @@ from ptc_contracts.stages import LANES, Stage, Unsent
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from ptc_contracts.progress import ModelCall, Progress
+    from ptc_contracts.bill import ModelCall
+    from ptc_contracts.progress import Progress
 
 LEASE_MS = 8_000
 """How long a worker may be silent before its run may move elsewhere."""
@@ -185,6 +186,19 @@ class WorkStore(RunStore):
             keys=[run_key(run.run_id), ACTIVE_RUNS], args=[run.run_id, run.fence, GRACE_MS]
         )
         return _owed(run, answer)
+
+    def defer(self, run: Run, seconds: float) -> None:
+        """Give the run up where it is, for any worker to begin this stage after so many seconds.
+
+        Nobody is owed a message before: the sweep that finds the time over sends it.
+
+        Raises:
+            LeaseLostError: the run is somebody else's now.
+        """
+        answer = self._hand_back(
+            keys=[run_key(run.run_id), ACTIVE_RUNS], args=[run.run_id, run.fence, round(seconds * 1000)]
+        )
+        _owed(run, answer)
 
     def _closed(self, record: dict[str, bytes], error: UnreadableBlobError) -> NotOurs:
         """Leave a record that we cannot open to others, for our own key may be the wrong one; but not for ever."""

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.utils import canonicalize_name
 
-from ptc_contracts.progress import Outcome, Verdict
+from ptc_contracts.verdicts import Outcome, Verdict
 from ptc_worker.gate import syntax_tree, toml_tree
 
 if TYPE_CHECKING:

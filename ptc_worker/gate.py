@@ -9,11 +9,10 @@ import threading
 import tomllib
 import warnings
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-from ptc_contracts.progress import Outcome, Verdict
+from ptc_contracts.verdicts import GateIssue, Outcome, Verdict
 from ptc_worker.filetypes import is_free_form, is_pytest_file, language
 
 if TYPE_CHECKING:
@@ -35,22 +34,7 @@ _MAX_COMPILED_CHARS = 20_000
 _warnings_lock = threading.Lock()  # the list of warning filters is one for all threads
 
 
-@dataclass(frozen=True, kw_only=True)
-class Issue:
-    """One thing that is wrong."""
-
-    file: str
-    line: int | None
-    code: str
-    """`syntax`, `json`, `toml`, `too-long` or `no-tests`."""
-    message: str
-
-    def __str__(self) -> str:
-        place = f"{self.file}:{self.line}" if self.line else self.file
-        return f"{place}: {self.message}"
-
-
-def examine(plan: PTCExecutionPlan, files: Sequence[CodeArtifact]) -> list[Issue]:
+def examine(plan: PTCExecutionPlan, files: Sequence[CodeArtifact]) -> list[GateIssue]:
     """List what is wrong with a draft; an empty list lets it into a sandbox."""
     issues = [issue for file in files for issue in _syntax_issues(file)]
     if plan.enable_testing and (missing := _missing_tests(files)):
@@ -58,7 +42,7 @@ def examine(plan: PTCExecutionPlan, files: Sequence[CodeArtifact]) -> list[Issue
     return issues
 
 
-def red_verdict(issues: Sequence[Issue]) -> Verdict:
+def red_verdict(issues: Sequence[GateIssue]) -> Verdict:
     """Word issues as a verdict that sends the draft back."""
     told = [f"- {issue}" for issue in issues[:_MAX_TOLD]]
     if len(issues) > _MAX_TOLD:
@@ -95,19 +79,21 @@ def toml_tree(source: str) -> dict[str, Any] | None:
         return None
 
 
-def _missing_tests(files: Sequence[CodeArtifact]) -> Issue | None:
+def _missing_tests(files: Sequence[CodeArtifact]) -> GateIssue | None:
     python = any(language(file.file_path) == "python" for file in files)
     if not python or has_python_tests(files):
         return None
-    return Issue(file="tests/", line=None, code="no-tests", message="there is no test file named test_*.py")
+    return GateIssue(
+        file="tests/", line=None, code="no-tests", message="there is no test file named test_*.py"
+    )
 
 
-def _syntax_issues(file: CodeArtifact) -> Iterator[Issue]:
+def _syntax_issues(file: CodeArtifact) -> Iterator[GateIssue]:
     kind = PurePosixPath(file.file_path).suffix[1:].lower()
     if is_free_form(file.file_path):
         return
     if len(file.content) > (most := _MAX_CHARS.get(kind, len(file.content))):
-        yield Issue(
+        yield GateIssue(
             file=file.file_path,
             line=None,
             code="too-long",
@@ -123,14 +109,14 @@ def _syntax_issues(file: CodeArtifact) -> Iterator[Issue]:
             case "toml":
                 tomllib.loads(file.content)
     except SyntaxError as error:
-        yield Issue(file=file.file_path, line=error.lineno, code="syntax", message=f"{error.msg}")
+        yield GateIssue(file=file.file_path, line=error.lineno, code="syntax", message=f"{error.msg}")
     except json.JSONDecodeError as error:
-        yield Issue(file=file.file_path, line=error.lineno, code="json", message=error.msg)
+        yield GateIssue(file=file.file_path, line=error.lineno, code="json", message=error.msg)
     except tomllib.TOMLDecodeError as error:
-        yield Issue(file=file.file_path, line=None, code="toml", message=str(error))
+        yield GateIssue(file=file.file_path, line=None, code="toml", message=str(error))
     except (ValueError, RecursionError, MemoryError) as error:
         reason = "nested too deeply" if not isinstance(error, ValueError) else str(error)
-        yield Issue(file=file.file_path, line=None, code="syntax", message=reason)
+        yield GateIssue(file=file.file_path, line=None, code="syntax", message=reason)
 
 
 def _compile(file: CodeArtifact) -> None:

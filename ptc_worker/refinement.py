@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
-from ptc_contracts.progress import Outcome, Progress, Verdict
+from ptc_contracts.progress import Progress, StopReason
 from ptc_contracts.result import ExecutionStatus
+from ptc_contracts.verdicts import Outcome, Verdict
 
 if TYPE_CHECKING:
     from ptc_contracts.plan import PTCExecutionPlan
@@ -20,6 +21,7 @@ class End:
     """How a run ends."""
 
     status: ExecutionStatus
+    reason: StopReason
     message: str | None = None
     given_up: bool = False
     """Whether it goes into the list of the dead, to be looked at and sent again."""
@@ -64,16 +66,16 @@ def next_step(plan: PTCExecutionPlan, progress: Progress) -> End | Progress:
     if progress.best is None:
         raise ValueError("nothing was examined yet")
     if progress.best.verdict.outcome is Outcome.PASSED:
-        return End(status=ExecutionStatus.SUCCESS)
+        return End(status=ExecutionStatus.SUCCESS, reason=StopReason.GREEN)
     if progress.iteration < plan.max_iterations:
         return progress.model_copy(update={"iteration": progress.iteration + 1})
-    return spent(progress, f"max_iterations={plan.max_iterations} are spent")
+    return spent(progress, StopReason.MAX_ITERATIONS, f"max_iterations={plan.max_iterations} are spent")
 
 
-def spent(progress: Progress, reason: str) -> End:
+def spent(progress: Progress, reason: StopReason, why: str) -> End:
     """End a run that is not green: partly done if there is any code, failed if there is none."""
     if not progress.best_files:
-        return End(status=ExecutionStatus.FAILURE, message=f"no usable code: {reason}")
+        return End(status=ExecutionStatus.FAILURE, reason=reason, message=f"no usable code: {why}")
     verdict = progress.best_verdict
     outcome = f"the tests are not green ({verdict.outcome.value})" if verdict else "the tests were not run"
-    return End(status=ExecutionStatus.PARTIAL_SUCCESS, message=f"{outcome}: {reason}")
+    return End(status=ExecutionStatus.PARTIAL_SUCCESS, reason=reason, message=f"{outcome}: {why}")

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from ptc_contracts import CodeArtifact
-    from ptc_contracts.progress import Verdict
+    from ptc_contracts.verdicts import Verdict
     from ptc_worker.halt import Halt
     from ptc_worker.settings import WorkerSettings
 

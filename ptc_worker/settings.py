@@ -23,6 +23,10 @@ class ProviderSettings:
     model: str
     base_url: str | None
     api_key: str | None = field(repr=False)
+    rpm: int | None = None
+    """Most requests a minute, of all workers together."""
+    tpm: int | None = None
+    """Most tokens a minute, of all workers together."""
 
     @property
     def configured(self) -> bool:
@@ -48,26 +52,52 @@ class WorkerSettings(BaseSettings):
     """Another address for Claude: a proxy, or a local server that speaks `/v1/messages`."""
     anthropic_model: str = "claude-sonnet-5-5"
     """The Claude model."""
+    anthropic_rpm: int | None = Field(default=None, ge=1)
+    """Most requests a minute to Claude, of all workers together; no limit of ours unless set."""
+    anthropic_tpm: int | None = Field(default=None, ge=1)
+    """Most tokens a minute, read and written, to Claude, of all workers together; no limit of ours unless set."""
     kimi_api_key: SecretStr | None = None
     """Key for Kimi."""
     kimi_base_url: str | None = None
     """Another address for Kimi; `https://api.moonshot.ai/v1` when there is a key and no address."""
     kimi_model: str = "kimi-k3.1-pro"
     """The Kimi model."""
+    kimi_rpm: int | None = Field(default=None, ge=1)
+    """Most requests a minute to Kimi, of all workers together; no limit of ours unless set."""
+    kimi_tpm: int | None = Field(default=None, ge=1)
+    """Most tokens a minute, read and written, to Kimi, of all workers together; no limit of ours unless set."""
     openai_api_key: SecretStr | None = None
     """Key for OpenAI."""
     openai_base_url: str | None = None
     """Another address for OpenAI, such as Ollama's `http://localhost:11434/v1`."""
     openai_model: str = "gpt-6.1-terra"
     """The OpenAI model."""
+    openai_rpm: int | None = Field(default=None, ge=1)
+    """Most requests a minute to OpenAI, of all workers together; no limit of ours unless set."""
+    openai_tpm: int | None = Field(default=None, ge=1)
+    """Most tokens a minute, read and written, to OpenAI, of all workers together; no limit of ours unless set."""
     openrouter_api_key: SecretStr | None = None
     """Key for OpenRouter."""
     openrouter_base_url: str | None = None
     """Another address for OpenRouter; `https://openrouter.ai/api/v1` when there is a key and no address."""
     openrouter_model: str = "anthropic/claude-sonnet-5.5"
     """The OpenRouter model."""
+    openrouter_rpm: int | None = Field(default=None, ge=1)
+    """Most requests a minute to OpenRouter, of all workers together; no limit of ours unless set."""
+    openrouter_tpm: int | None = Field(default=None, ge=1)
+    """Most tokens a minute, read and written, to OpenRouter, of all workers together; no limit of ours unless set."""
     ptc_max_output_tokens: int = Field(default=32_000, ge=256)
     """Most tokens one answer may have, thinking included."""
+    ptc_max_cost_usd: float | None = Field(default=None, ge=0)
+    """Most US dollars that the models of one plan may cost; no limit unless set. A plan may set a lower one."""
+    ptc_max_cost_usd_per_day: float | None = Field(default=None, ge=0)
+    """Most US dollars that all plans of a day (UTC) may cost together; no limit unless set."""
+    ptc_unknown_price_per_mtok: float = Field(default=20.0, ge=0)
+    """US dollars a million tokens of a model count against these limits when its price is not known."""
+    ptc_response_cache_ttl: int = Field(default=3600, ge=0)
+    """Seconds a model's answer is kept for the very same prompt of any run; 0 keeps none."""
+    ptc_record: Path | None = None
+    """A folder that gets the transcripts of all model calls, redacted, in the form that `ptc-replay` plays."""
     ptc_sandbox: Literal["local"] = "local"
     """Where tests run."""
     ptc_sandbox_concurrency: int = Field(default_factory=lambda: os.cpu_count() or 1, ge=1)
@@ -148,6 +178,8 @@ class WorkerSettings(BaseSettings):
             model=getattr(self, f"{prefix}_model"),
             base_url=base_url,
             api_key=key or None,
+            rpm=getattr(self, f"{prefix}_rpm"),
+            tpm=getattr(self, f"{prefix}_tpm"),
         )
 
 

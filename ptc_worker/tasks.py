@@ -18,10 +18,11 @@ from redis.exceptions import OutOfMemoryError, ReadOnlyError, RedisError, Respon
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from ptc_contracts import ConfigurationError, ExecutionStatus, PayloadTooLargeError, UnreadableBlobError
-from ptc_contracts.progress import Outcome
+from ptc_contracts.progress import StopReason
 from ptc_contracts.record import CANCELLED, EXPIRED
 from ptc_contracts.run import LeaseLostError, NotOurs, Run
 from ptc_contracts.stages import Stage
+from ptc_contracts.verdicts import Outcome
 from ptc_worker.app import app, leases, send, settings, store
 from ptc_worker.dependencies import missing_verdict, needs_of
 from ptc_worker.environments import CacheDirError
@@ -43,7 +44,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from ptc_contracts import CodeArtifact, PTCArtifactResult
-    from ptc_contracts.progress import Progress, Verdict
+    from ptc_contracts.progress import Progress
+    from ptc_contracts.verdicts import Verdict
     from ptc_worker.leases import Hold
     from ptc_worker.llm.protocol import Provider
 
@@ -57,7 +59,7 @@ _PATIENCE_SECONDS = 600.0
 _PASSING = (RedisConnectionError, RedisTimeoutError, OutOfMemoryError, ReadOnlyError)
 """What a server answers that is away, full or about to change its role."""
 
-_CANCELLED = End(status=ExecutionStatus.FAILURE, message=CANCELLED)
+_CANCELLED = End(status=ExecutionStatus.FAILURE, reason=StopReason.CANCELLED, message=CANCELLED)
 
 
 @dataclass(frozen=True)
@@ -151,7 +153,7 @@ def _finish(run: Run, progress: Progress, follows: Stage | End) -> Ended | None:
         try:
             owed = _through_outages(lambda: store().hand_over(run, follows, progress))
         except PayloadTooLargeError as error:
-            return _end(run, run.progress, End(status=ExecutionStatus.FAILURE, message=str(error)))
+            return _end(run, run.progress, _misconfigured(str(error)))
         send(owed)
         log.info("run_handed_over", to=follows.value, iteration=progress.iteration)
         return None
@@ -161,7 +163,12 @@ def _finish(run: Run, progress: Progress, follows: Stage | End) -> Ended | None:
 def _end(run: Run, progress: Progress, end: End) -> Ended:
     result = _through_outages(
         lambda: store().finish(
-            run, end.status, progress=progress, error_message=end.message, given_up=end.given_up
+            run,
+            end.status,
+            progress=progress,
+            error_message=end.message,
+            stop_reason=end.reason,
+            given_up=end.given_up,
         )
     )
     log.info("run_ended", status=result.status.value, seconds=round(result.duration_seconds, 2))
@@ -192,12 +199,14 @@ def _guarded(step: Callable[[Hold], Step], hold: Hold) -> Step:
     except TimeoutError:
         return progress, _out_of_time(run)
     except (ConfigurationError, PayloadTooLargeError, UnreadableBlobError) as error:
-        return progress, End(status=ExecutionStatus.FAILURE, message=f"configuration: {error}")
+        return progress, _misconfigured(f"configuration: {error}")
     except SandboxError as error:
-        return progress, spent(progress, str(error))
+        return progress, spent(progress, StopReason.NOT_RUN, str(error))
     except Exception as error:
         log.exception("stage_failed")
-        return progress, spent(progress, f"internal error in {run.stage.value}: {type(error).__name__}")
+        return progress, spent(
+            progress, StopReason.INTERNAL, f"internal error in {run.stage.value}: {type(error).__name__}"
+        )
 
 
 def _over_already(run: Run) -> End | None:
@@ -205,7 +214,7 @@ def _over_already(run: Run) -> End | None:
     if run.cancelled:
         return _CANCELLED
     if run.expired:
-        return End(status=ExecutionStatus.TIMEOUT, message=EXPIRED)
+        return End(status=ExecutionStatus.TIMEOUT, reason=StopReason.TIMEOUT, message=EXPIRED)
     if run.time_left() <= 0:
         return _out_of_time(run)
     if run.starts > (most := settings().ptc_max_deliveries):
@@ -213,7 +222,7 @@ def _over_already(run: Run) -> End | None:
             f"given up: {run.stage.value} was begun {most} times without progress; each time its worker died or "
             f"fell silent (PTC_MAX_DELIVERIES={most})"
         )
-        return End(status=ExecutionStatus.FAILURE, message=message, given_up=True)
+        return End(status=ExecutionStatus.FAILURE, reason=StopReason.GIVEN_UP, message=message, given_up=True)
     return None
 
 
@@ -238,7 +247,7 @@ def _generate(hold: Hold) -> Step:
     try:
         answer = _answer(hold, providers)
     except NoAnswerError as error:
-        return progress, spent(progress, str(error))
+        return progress, spent(progress, StopReason.NO_ANSWER, str(error))
     parsed = parse_answer(answer.text)
     progress = progress.noting(_remarks(answer, parsed.problems), **_facts(answer))
     if not parsed.files and not parsed.deleted:
@@ -250,9 +259,13 @@ def _generate(hold: Hold) -> Step:
     log.info("draft_parsed", files=len(files))
     progress = progress.model_copy(update={"draft": files})
     if not plan.enable_testing:
-        return progress, End(status=ExecutionStatus.SUCCESS)
+        return progress, End(status=ExecutionStatus.SUCCESS, reason=StopReason.NOT_TESTED)
     if not has_python_tests(files):
-        return progress, spent(progress, "this project's tests cannot be run here: only pytest is supported")
+        return progress, spent(
+            progress,
+            StopReason.UNSUPPORTED,
+            "this project's tests cannot be run here: only pytest is supported",
+        )
     return progress, Stage.SANDBOX
 
 
@@ -267,7 +280,7 @@ def _sandbox(hold: Hold) -> Step:
         verdict, isolation = run_tests(settings(), files, needs.requirements, run.time_left(), hold.halt)
     except InstallError as error:
         if not needs.drafted or isinstance(error, CacheDirError):  # no model can mend that
-            return progress, spent(progress, str(error))
+            return progress, spent(progress, StopReason.NOT_RUN, str(error))
         return _examined(run, progress, missing_verdict([str(error)]), files)
     progress = progress.noting(_isolation_warnings(isolation), isolation=isolation)
     return _examined(run, progress, verdict, files)
@@ -304,9 +317,13 @@ def _examined(run: Run, progress: Progress, verdict: Verdict, files: list[CodeAr
     return (progress, follows) if isinstance(follows, End) else (follows, Stage.GENERATE)
 
 
+def _misconfigured(message: str) -> End:
+    return End(status=ExecutionStatus.FAILURE, reason=StopReason.CONFIGURATION, message=message)
+
+
 def _out_of_time(run: Run) -> End:
     message = f"timeout_seconds={run.plan.timeout_seconds} ran out in {run.stage.value}"
-    return End(status=ExecutionStatus.TIMEOUT, message=message)
+    return End(status=ExecutionStatus.TIMEOUT, reason=StopReason.TIMEOUT, message=message)
 
 
 def _remarks(answer: Answer, problems: list[str]) -> list[str]:

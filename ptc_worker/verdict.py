@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
 
-from ptc_contracts.progress import Outcome, Verdict
 from ptc_contracts.result import TestResult
+from ptc_contracts.verdicts import Outcome, Verdict
 from ptc_worker.expected import Expected, without_parameters
 
 if TYPE_CHECKING:

@@ -25,8 +25,9 @@ from ptc_contracts import (
     RunNotFinishedError,
     ServerUnavailableError,
 )
-from ptc_contracts.progress import IterationNote, Outcome
+from ptc_contracts.progress import IterationNote
 from ptc_contracts.run import RunState
+from ptc_contracts.verdicts import Outcome
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

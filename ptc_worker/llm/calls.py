@@ -11,7 +11,7 @@ from uuid import uuid4
 import stamina
 import structlog
 
-from ptc_contracts.progress import ModelCall
+from ptc_contracts.bill import ModelCall
 from ptc_worker.llm.errors import ModelError, TransientError, UnsendableError
 from ptc_worker.llm.prices import cost_usd
 from ptc_worker.llm.protocol import CHARS_PER_TOKEN, Tally

@@ -18,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ptc_contracts.progress import Outcome
+from ptc_contracts.verdicts import Outcome
 from ptc_worker.environments import environment
 from ptc_worker.filetypes import artifact
 from ptc_worker.halt import Halt

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from concurrent.futures import Future
     from pathlib import Path
 
-    from ptc_contracts.progress import Verdict
+    from ptc_contracts.verdicts import Verdict
 
 LONG = """
 import subprocess, time

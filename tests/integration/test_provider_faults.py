@@ -30,7 +30,7 @@ from ptc_worker.settings import ProviderSettings
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
 
-    from ptc_contracts.progress import ModelCall
+    from ptc_contracts.bill import ModelCall
     from ptc_worker.llm.protocol import Provider, Reply
     from ptc_worker.llm.replay.server import ReplayServer
 

@@ -10,14 +10,16 @@ from cluster import installed_programs
 from support import make_plan
 
 from ptc_contracts import ExecutionStatus, RunNotFoundError, UnreadableBlobError
+from ptc_contracts.bill import ModelCall
 from ptc_contracts.blobs import Blobs
 from ptc_contracts.keys import LANE_PREFIX, WAITING_PREFIX, digest, run_key
-from ptc_contracts.progress import ModelCall, Outcome, Progress, Verdict
+from ptc_contracts.progress import Progress, StopReason
 from ptc_contracts.record import RecordForm
 from ptc_contracts.result import CodeArtifact, TestResult
 from ptc_contracts.run import Departure, LeaseLostError, NotOurs, Run, RunState
 from ptc_contracts.runs import GRACE_MS, OVERDUE_GRACE_MS
 from ptc_contracts.stages import FRESH, LANES, UNDER_WAY, Lane, Stage, Unsent
+from ptc_contracts.verdicts import Outcome, Verdict
 from ptc_contracts.work import LEASE_MS, PATIENCE_MS, SWEEP_MS, Sweep, WorkStore
 from roma_bridge.embedded import embedded_server
 
@@ -157,7 +159,7 @@ def test_a_run_that_ended_is_not_joined(store: WorkStore) -> None:
     """Its claim is free; a failure allows another run."""
     plan = make_plan()
     run = begun(store, plan)
-    store.finish(run, ExecutionStatus.FAILURE)
+    store.finish(run, ExecutionStatus.FAILURE, stop_reason=StopReason.NO_ANSWER)
 
     again = store.submit(make_plan(execution_id="again"))
 
@@ -176,7 +178,7 @@ def test_a_retry_after_the_end_finds_the_run_and_its_result(store: WorkStore) ->
     """The same digest under the same execution id is the same run."""
     plan = make_plan(cache_strategy="never")
     run = begun(store, plan)
-    store.finish(run, ExecutionStatus.FAILURE)
+    store.finish(run, ExecutionStatus.FAILURE, stop_reason=StopReason.NO_ANSWER)
 
     assert store.submit(plan).run_id == run.run_id
 
@@ -198,7 +200,7 @@ def test_a_result_that_arrives_between_look_and_claim_is_found(store: WorkStore)
         def _look(self, plan: PTCExecutionPlan, names: list[str], attempt: str) -> Any:
             seen = super()._look(plan, names, attempt)
             if store.status(run.run_id).state is not RunState.ENDED:
-                store.finish(run, ExecutionStatus.SUCCESS, progress=green())
+                store.finish(run, ExecutionStatus.SUCCESS, progress=green(), stop_reason=StopReason.GREEN)
             return seen
 
     submission = SubmitterThatIsLate(store.redis).submit(make_plan())
@@ -257,11 +259,14 @@ def test_a_worker_that_lost_its_lease_cannot_move_the_run(store: WorkStore) -> N
 
     for move in (
         lambda: store.hand_over(old, Stage.SANDBOX, old.progress),
-        lambda: store.finish(old, ExecutionStatus.SUCCESS),
+        lambda: store.finish(old, ExecutionStatus.SUCCESS, stop_reason=StopReason.GREEN),
     ):
         with pytest.raises(LeaseLostError):
             move()
-    assert store.finish(new, ExecutionStatus.FAILURE).status is ExecutionStatus.FAILURE
+    assert (
+        store.finish(new, ExecutionStatus.FAILURE, stop_reason=StopReason.NO_ANSWER).status
+        is ExecutionStatus.FAILURE
+    )
 
 
 def test_a_paid_answer_is_kept_even_from_a_worker_that_lost_its_lease(store: WorkStore) -> None:
@@ -276,7 +281,7 @@ def test_a_paid_answer_is_kept_even_from_a_worker_that_lost_its_lease(store: Wor
     store.keep_usage(old, [call])
 
     assert store.checkpoint(new, "generate:1") == {"text": "paid"}
-    usage = store.finish(new, ExecutionStatus.FAILURE).llm_usage
+    usage = store.finish(new, ExecutionStatus.FAILURE, stop_reason=StopReason.NO_ANSWER).llm_usage
     assert [(u.total_tokens, u.cost_usd) for u in usage] == [(5, 1.0)]
 
 
@@ -291,9 +296,9 @@ def test_the_first_answer_stays(store: WorkStore) -> None:
 def test_a_run_ends_once(store: WorkStore) -> None:
     """Whoever ends it again gets the result that stands."""
     run = begun(store, make_plan())
-    first = store.finish(run, ExecutionStatus.SUCCESS, progress=green())
+    first = store.finish(run, ExecutionStatus.SUCCESS, progress=green(), stop_reason=StopReason.GREEN)
 
-    assert store.finish(run, ExecutionStatus.FAILURE) == first
+    assert store.finish(run, ExecutionStatus.FAILURE, stop_reason=StopReason.NO_ANSWER) == first
 
 
 def test_ending_a_run_lets_everything_of_it_expire(store: WorkStore) -> None:
@@ -301,7 +306,7 @@ def test_ending_a_run_lets_everything_of_it_expire(store: WorkStore) -> None:
     run = begun(store, make_plan())
     store.keep(run, "generate:1", {}, [ModelCall(call_id="c", iteration=1, provider="p", model="m")])
     lasting = [key for key in all_keys(store) if store.redis.ttl(key) != -1]
-    store.finish(run, ExecutionStatus.SUCCESS, progress=green())
+    store.finish(run, ExecutionStatus.SUCCESS, progress=green(), stop_reason=StopReason.GREEN)
 
     kept = {str(key, "ascii"): store.redis.ttl(key) for key in all_keys(store)}
     assert lasting == []
@@ -430,7 +435,7 @@ def test_a_run_that_is_handed_back_waits_for_another_worker(store: WorkStore) ->
         store.hand_back(run)
     assert (owed.stage, taken(store, run.run_id).starts) == (Stage.GENERATE, 1)
     with pytest.raises(LeaseLostError):
-        store.finish(run, ExecutionStatus.SUCCESS)
+        store.finish(run, ExecutionStatus.SUCCESS, stop_reason=StopReason.GREEN)
 
 
 def test_starts_are_counted_until_there_is_progress(store: WorkStore) -> None:
@@ -456,7 +461,13 @@ def test_a_run_that_was_given_up_can_be_sent_again_with_what_it_paid_for(store: 
     store.keep(run, "generate:1", {"text": "paid"})
     store.hand_over(run, Stage.SANDBOX, run.progress)
     run = taken(store, run.run_id, Stage.SANDBOX)
-    store.finish(run, ExecutionStatus.FAILURE, error_message="it kills its workers", given_up=True)
+    store.finish(
+        run,
+        ExecutionStatus.FAILURE,
+        error_message="it kills its workers",
+        given_up=True,
+        stop_reason=StopReason.NO_ANSWER,
+    )
     listed = [(dead.run_id, dead.reason) for dead in store.dead()]
 
     revived, submission = store.revive(run.run_id)
@@ -601,7 +612,7 @@ def test_what_a_stranger_writes_into_the_bill_does_not_count(store: WorkStore) -
     forged = ModelCall(call_id="b", iteration=1, provider="p", model="m", prompt_tokens=10**9)
     WorkStore(store.redis).keep_usage(run, [forged])
 
-    usage = signing.finish(run, ExecutionStatus.FAILURE).llm_usage
+    usage = signing.finish(run, ExecutionStatus.FAILURE, stop_reason=StopReason.NO_ANSWER).llm_usage
 
     assert [each.total_tokens for each in usage] == [5]
 
@@ -611,7 +622,7 @@ def test_a_signed_result_is_not_taken_from_a_stranger(store: WorkStore) -> None:
     signing = WorkStore(store.redis, RecordForm(Blobs(signing_key=b"a key of this test alone")))
     runs = [begun(signing, make_plan(name)) for name in ("a", "b")]
     for run in runs:
-        signing.finish(run, ExecutionStatus.FAILURE)
+        signing.finish(run, ExecutionStatus.FAILURE, stop_reason=StopReason.NO_ANSWER)
     other = cast("bytes", store.redis.hget(run_key(runs[1].run_id), "result"))
     store.redis.hset(run_key(runs[0].run_id), "result", other)
 
@@ -627,7 +638,9 @@ def test_a_result_that_is_too_large_ends_as_a_failure_that_names_the_limit(store
     run = begun(small, make_plan())
     draft = [CodeArtifact(file_path="a.py", content="x" * 30_000)]
 
-    result = small.finish(run, ExecutionStatus.PARTIAL_SUCCESS, progress=Progress(draft=draft))
+    result = small.finish(
+        run, ExecutionStatus.PARTIAL_SUCCESS, progress=Progress(draft=draft), stop_reason=StopReason.NOT_RUN
+    )
 
     assert (result.status, result.artifacts, small.result(run.run_id)) == ("FAILURE", [], result)
     assert "PTC_MAX_PAYLOAD_MB" in (result.error_message or "")
@@ -636,7 +649,7 @@ def test_a_result_that_is_too_large_ends_as_a_failure_that_names_the_limit(store
 def test_what_is_kept_after_the_end_expires_with_the_run(store: WorkStore) -> None:
     """A worker that lost its run adds what it paid for, and nothing stays for ever."""
     run = begun(store, make_plan())
-    store.finish(run, ExecutionStatus.FAILURE)
+    store.finish(run, ExecutionStatus.FAILURE, stop_reason=StopReason.NO_ANSWER)
     store.keep_usage(run, [ModelCall(call_id="late", iteration=1, provider="p", model="m")])
 
     assert all(store.redis.ttl(key) > 0 for key in all_keys(store) if key.startswith(b"ptc:run:"))
@@ -696,7 +709,7 @@ def test_another_plans_result_is_no_answer(store: WorkStore) -> None:
     signing = WorkStore(store.redis, RecordForm(Blobs(signing_key=b"a key of this test alone")))
     plan, other = make_plan("mine"), make_plan("another")
     run = begun(signing, other)
-    signing.finish(run, ExecutionStatus.SUCCESS, progress=green())
+    signing.finish(run, ExecutionStatus.SUCCESS, progress=green(), stop_reason=StopReason.GREEN)
 
     with pytest.raises(UnreadableBlobError):
         signing.result(run.run_id, digest(plan))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from ptc_contracts.progress import Outcome
+from ptc_contracts.verdicts import Outcome
 from ptc_worker.filetypes import artifact
 from ptc_worker.halt import Halt
 from ptc_worker.runner import run_tests
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from concurrent.futures import Future
 
-    from ptc_contracts.progress import Verdict
+    from ptc_contracts.verdicts import Verdict
 
 PASSES = "def test_good():\n    pass\n"
 FAILS = "def test_bad():\n    assert 0\n"

@@ -11,7 +11,7 @@ import pytest
 from support import answer_with
 
 from ptc_contracts import ConfigurationError, RunNotFinishedError, ServerUnavailableError
-from ptc_contracts.progress import ModelCall
+from ptc_contracts.bill import ModelCall
 from ptc_contracts.run import Run, RunState
 from ptc_contracts.settings import RedisSettings
 from ptc_contracts.stages import Stage

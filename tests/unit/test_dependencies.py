@@ -14,7 +14,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from shipped import SNAPSHOT, modules_of
 
-from ptc_contracts.progress import Outcome
+from ptc_contracts.verdicts import Outcome
 from ptc_worker.dependencies import Needs, import_table, missing_verdict, needs_of
 from ptc_worker.filetypes import artifact
 

@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import make_plan
 
-from ptc_contracts.progress import Outcome
+from ptc_contracts.verdicts import GateIssue, Outcome
 from ptc_worker.dependencies import needs_of
 from ptc_worker.filetypes import artifact
-from ptc_worker.gate import Issue, examine, has_python_tests, red_verdict, syntax_tree
+from ptc_worker.gate import examine, has_python_tests, red_verdict, syntax_tree
 
 if TYPE_CHECKING:
     from ptc_contracts import PTCExecutionPlan
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 UNTESTED = make_plan(enable_testing=False)
 
 
-def _issues(path: str, content: str) -> list[Issue]:
+def _issues(path: str, content: str) -> list[GateIssue]:
     return examine(UNTESTED, [artifact(path, content)])
 
 
@@ -146,7 +146,7 @@ def test_a_plan_without_testing_needs_no_tests() -> None:
 
 def test_a_red_verdict_tells_the_issues_up_to_a_number() -> None:
     """A draft that is broken all over does not fill the next prompt."""
-    issues = [Issue(file=f"a{n}.py", line=n or None, code="syntax", message="bad") for n in range(15)]
+    issues = [GateIssue(file=f"a{n}.py", line=n or None, code="syntax", message="bad") for n in range(15)]
     verdict = red_verdict(issues)
     lines = verdict.feedback.splitlines()
 

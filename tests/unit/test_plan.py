@@ -36,6 +36,8 @@ def test_a_minimal_plan_has_the_contracts_defaults() -> None:
         "enable_testing": True,
         "cache_strategy": CacheStrategy.SMART,
         "cache_ttl": 3600,
+        "max_cost_usd": None,
+        "test_files": {},
         "project_name": None,
         "roma_task_id": None,
         "metadata": {},

@@ -11,7 +11,8 @@ from support import make_plan
 
 from ptc_contracts import PTCExecutionPlan
 from ptc_contracts.keys import content_id
-from ptc_contracts.progress import Attempt, Outcome, Progress, Verdict
+from ptc_contracts.progress import Attempt, Progress
+from ptc_contracts.verdicts import Outcome, Verdict
 from ptc_worker.filetypes import artifact
 from ptc_worker.llm.protocol import Message
 from ptc_worker.llm.replay.recordings import Turn

@@ -6,7 +6,8 @@ import pytest
 from support import make_plan
 
 from ptc_contracts import ExecutionStatus, TestResult
-from ptc_contracts.progress import Attempt, Outcome, Progress, Verdict
+from ptc_contracts.progress import Attempt, Progress, StopReason
+from ptc_contracts.verdicts import Outcome, Verdict
 from ptc_worker.filetypes import artifact
 from ptc_worker.parsing import ParsedAnswer
 from ptc_worker.refinement import End, merged, next_step, spent, unreadable_verdict
@@ -95,7 +96,7 @@ def test_a_green_verdict_ends_the_run() -> None:
     """However many iterations are left."""
     step = next_step(make_plan(max_iterations=3), _progress(GREEN, a=""))
 
-    assert step == End(status=ExecutionStatus.SUCCESS)
+    assert step == End(status=ExecutionStatus.SUCCESS, reason=StopReason.GREEN)
 
 
 def test_a_red_verdict_starts_the_next_iteration_from_the_best_draft() -> None:
@@ -112,6 +113,7 @@ def test_the_last_red_verdict_ends_the_run_with_what_there_is() -> None:
 
     assert step == End(
         status=ExecutionStatus.PARTIAL_SUCCESS,
+        reason=StopReason.MAX_ITERATIONS,
         message="the tests are not green (failed): max_iterations=2 are spent",
     )
 
@@ -124,23 +126,29 @@ def test_a_step_needs_a_verdict() -> None:
 
 def test_a_run_without_code_fails() -> None:
     """There is nothing to hand out."""
-    end = spent(Progress(), "no model answered")
+    end = spent(Progress(), StopReason.NO_ANSWER, "no model answered")
 
-    assert end == End(status=ExecutionStatus.FAILURE, message="no usable code: no model answered")
+    assert end == End(
+        status=ExecutionStatus.FAILURE,
+        reason=StopReason.NO_ANSWER,
+        message="no usable code: no model answered",
+    )
 
 
 def test_a_run_whose_draft_nobody_examined_is_a_partial_success() -> None:
     """The code is there, and the message says that its tests did not run."""
-    end = spent(Progress(draft=[artifact("a.py", "")]), "the sandbox is away")
+    end = spent(Progress(draft=[artifact("a.py", "")]), StopReason.NOT_RUN, "the sandbox is away")
 
     assert end == End(
-        status=ExecutionStatus.PARTIAL_SUCCESS, message="the tests were not run: the sandbox is away"
+        status=ExecutionStatus.PARTIAL_SUCCESS,
+        reason=StopReason.NOT_RUN,
+        message="the tests were not run: the sandbox is away",
     )
 
 
 def test_a_tested_draft_counts_before_a_newer_one_that_nobody_ran() -> None:
     """The message speaks of the files that are handed out."""
     progress = _progress(a="").model_copy(update={"draft": [artifact("b.py", "")]})
-    end = spent(progress, "time is up")
+    end = spent(progress, StopReason.TIMEOUT, "time is up")
 
     assert end.message == "the tests are not green (failed): time is up"

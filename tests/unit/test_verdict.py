@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from ptc_contracts.progress import Outcome
+from ptc_contracts.verdicts import Outcome
 from ptc_worker.expected import Expected
 from ptc_worker.sandbox.protocol import ExecResult
 from ptc_worker.verdict import KEPT_ID_CHARS, KEPT_STREAM_CHARS, KEPT_TESTS, EventLog, judge

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from sandbox.ways import MEMORY_MB
 
-from ptc_contracts.progress import Outcome
+from ptc_contracts.verdicts import Outcome
 
 
 @dataclass(frozen=True)
