@@ -109,6 +109,8 @@ class Progress(BaseModel):
     """The provider that is asked first, where it is no longer the plan's primary one."""
     frozen: list[CodeArtifact] | None = None
     """Tests and their configuration as the first draft had them that passed the gate; None before it."""
+    rejected: list[str] = Field(default_factory=list)
+    """Changes of frozen or given tests that the answer under way asked for, and that were discarded: paths."""
     repair: TestRepair | None = None
     """The repair of frozen tests, once a model has disputed one."""
     history: list[IterationNote] = Field(default_factory=list)
@@ -134,6 +136,7 @@ class Progress(BaseModel):
         return self.model_copy(
             update={
                 "draft": None,
+                "rejected": [],
                 "best": attempt if better else self.best,
                 "history": [*self.history, note],
             }

@@ -25,7 +25,7 @@ _DOCUMENTATION = {".md", ".markdown", ".mdx", ".rst", ".txt", ".adoc"}
 _DOCUMENTATION_NAMES = {"LICENSE", "README", "CHANGELOG", "NOTICE"}
 _DATA = {".csv", ".tsv", ".jsonl", ".parquet", ".sql"}
 _DATA_FOLDERS = {"data", "fixtures", "testdata"}
-_TEST_FOLDERS = {"tests", "test", "__tests__"}
+TEST_FOLDERS = {"tests", "test", "__tests__"}
 
 
 def artifact(path: str, content: str) -> CodeArtifact:
@@ -63,7 +63,7 @@ def is_test(path: str) -> bool:
     marked = ".test." in file.name or ".spec." in file.name
     code = language(path) in {"python", "javascript", "typescript", "go"}
     named = stem.startswith("test_") or stem.endswith("_test") or stem == "conftest" or marked
-    return code and (named or _in(file, _TEST_FOLDERS))
+    return code and (named or _in(file, TEST_FOLDERS))
 
 
 def is_free_form(path: str) -> bool:

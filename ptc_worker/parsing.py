@@ -53,6 +53,10 @@ class ParsedAnswer:
     """What could not be used, one sentence each."""
     complete: bool = True
     """False when the last file was cut."""
+    open_path: str | None = None
+    """The file that was cut, where its path is known."""
+    disputes: list[str] = field(default_factory=list)
+    """Which tests the answer says contradict the plan, and why, in its words."""
 
 
 def parse_answer(text: str) -> ParsedAnswer:

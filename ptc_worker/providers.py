@@ -15,13 +15,16 @@ if TYPE_CHECKING:
     from ptc_worker.settings import WorkerSettings
 
 
-def providers_for(plan: PTCExecutionPlan, settings: WorkerSettings) -> tuple[list[Provider], list[str]]:
-    """Open the plan's providers; one that is not configured is left out with a warning.
+def providers_for(
+    plan: PTCExecutionPlan, settings: WorkerSettings, lead: str | None = None
+) -> tuple[list[Provider], list[str]]:
+    """Open the plan's providers, the leading one first; one that is not configured is left out with a warning.
 
     Raises:
         ConfigurationError: none is configured; the message names the variables.
     """
     wanted = list(dict.fromkeys(p for p in (plan.primary_llm, plan.fallback_llm) if p is not None))
+    wanted.sort(key=lambda name: name.value != (lead or plan.primary_llm.value))
     known = {name: settings.provider(name) for name in wanted}
     missing = [name for name in wanted if not known[name].configured]
     if missing == wanted:

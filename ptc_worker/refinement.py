@@ -1,19 +1,35 @@
-"""What to do with a verdict: end the run, or try once more; and which files the next draft starts from."""
+"""What to do with a verdict: end the run, or try once more; and how an answer changes the best draft so far."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
-from ptc_contracts.progress import Progress, StopReason
+from ptc_contracts.progress import Progress, StopReason, TestRepair
 from ptc_contracts.result import ExecutionStatus
 from ptc_contracts.verdicts import Outcome, Verdict
+from ptc_worker.expected import expected_of
+from ptc_worker.filetypes import artifact, is_test
+from ptc_worker.frozen import (
+    frozen_files,
+    is_change_of_tests,
+    is_removal_of_tests,
+    is_runners_own,
+    is_test_material,
+)
 
 if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable, Sequence
+
     from ptc_contracts.plan import PTCExecutionPlan
     from ptc_contracts.result import CodeArtifact
     from ptc_worker.parsing import ParsedAnswer
+
+REPEATS_TO_START_AFRESH = 2
+REPEATS_TO_STOP = 3
+"""How often the same failure comes before the draft is thrown away, and before the run is stuck. The same dialogue
+on and on loses most of its power to repair after two or three tries; a fresh start restores it (arXiv 2506.18403)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,24 +43,86 @@ class End:
     """Whether it goes into the list of the dead, to be looked at and sent again."""
 
 
-def merged(progress: Progress, answer: ParsedAnswer) -> list[CodeArtifact]:
-    """Lay an answer over the best draft so far: what it gives replaces, what it deletes is left out.
+@dataclass(frozen=True, kw_only=True)
+class Merge:
+    """A draft made of the best one so far and an answer."""
 
-    What an answer gives also replaces an earlier file or folder that stands in its way.
+    files: list[CodeArtifact]
+    rejected: list[str] = field(default_factory=list)
+    """Paths of tests that the answer wanted to change and may not."""
+    repair: TestRepair | None = None
+    """The change of frozen tests that it may make, because it disputes them."""
+    frozen: list[CodeArtifact] | None = None
+    """The frozen files after it; None while nothing is frozen."""
+
+
+def merged(plan: PTCExecutionPlan, progress: Progress, answer: ParsedAnswer) -> Merge:
+    """Lay an answer over what it starts from, and the plan's own tests over both.
+
+    Frozen tests change once at most, with a dispute, and then they may not become fewer; given ones never.
     """
-    earlier = progress.best.files if progress.best else []
-    given = {_name(file.file_path): file for file in answer.files}
-    folders = {_name(parent) for file in answer.files for parent in PurePosixPath(file.file_path).parents}
-    gone = folders | {_name(path) for path in answer.deleted}
+    given = [artifact(path, content) for path, content in plan.test_files.items()]
+    frozen = progress.frozen or []
+    repair = _repair_in(progress, answer)
+    repairable = {_name(path) for path in repair.files} if repair else set()
+    standing = [*given, *(file for file in frozen if _name(file.file_path) not in repairable)]
+    changed = [file for file in answer.files if is_change_of_tests(file, standing)]
+    kept = [path for path in answer.deleted if is_removal_of_tests(path, standing)]
+    taken = [file for file in answer.files if file not in changed]
+    files = _overlaid(_start(progress), taken, [path for path in answer.deleted if path not in kept])
+    rejected = [file.file_path for file in changed if file.content != plan.test_files.get(file.file_path)]
+    repaired = [file for file in taken if _name(file.file_path) in repairable]
+    return Merge(
+        files=_overlaid(files, given),
+        rejected=[*rejected, *kept],
+        repair=repair,
+        frozen=progress.frozen if progress.frozen is None else _overlaid(frozen, repaired),
+    )
+
+
+def _start(progress: Progress) -> list[CodeArtifact]:
+    """Give what an answer is laid over; frozen tests stand in it as they are, whatever the draft was that is best."""
+    tests = [file for file in progress.frozen or () if is_test_material(file.file_path)]
+    if progress.fresh:
+        return progress.frozen or []
+    return _overlaid(progress.best.files, tests) if progress.best else []
+
+
+def _repair_in(progress: Progress, answer: ParsedAnswer) -> TestRepair | None:
+    """Find the repair of frozen tests that an answer makes and may make; None if it makes none."""
+    if progress.frozen is None or progress.repair is not None or not answer.disputes:
+        return None
+    tests = [
+        file for file in progress.frozen if is_test(file.file_path) and not is_runners_own(file.file_path)
+    ]
+    known = {_name(file.file_path) for file in tests}
+    changes = [f for f in answer.files if _name(f.file_path) in known and is_change_of_tests(f, tests)]
+    fewer = len(expected_of(_overlaid(tests, changes)).tests) < len(expected_of(tests).tests)
+    if not changes or fewer:
+        return None
+    paths = [file.file_path for file in changes]
+    return TestRepair(iteration=progress.iteration, note="\n".join(answer.disputes), files=paths)
+
+
+def _overlaid(
+    earlier: Sequence[CodeArtifact], given: Sequence[CodeArtifact], deleted: Iterable[str] = ()
+) -> list[CodeArtifact]:
+    """Lay files over others: what is given replaces, what is deleted is left out.
+
+    What is given also replaces an earlier file or folder that stands in its way.
+    """
+    laid = {_name(file.file_path): file for file in given}
+    folders = {_name(parent) for file in given for parent in PurePosixPath(file.file_path).parents}
+    gone = folders | {_name(path) for path in deleted}
     kept = {
         name: file
         for file in earlier
-        if (name := _name(file.file_path)) in given
+        if (name := _name(file.file_path)) in laid
         or not (
-            name in gone or any(_name(parent) in given for parent in PurePosixPath(file.file_path).parents)
+            name in gone or any(_name(parent) in laid for parent in PurePosixPath(file.file_path).parents)
         )
     }
-    return list((kept | given).values())
+    return list((kept | laid).values())
 
 
 def _name(path: str | PurePosixPath) -> str:
@@ -52,24 +130,78 @@ def _name(path: str | PurePosixPath) -> str:
     return str(path).casefold()
 
 
-def unreadable_verdict(answer: ParsedAnswer) -> Verdict:
-    """Say that an answer held no file, and why."""
-    problems = [f"- {problem}" for problem in answer.problems] or ["- it holds no <file path=…> block"]
-    return Verdict(
-        outcome=Outcome.UNREADABLE,
-        feedback="\n".join(["Your last answer held no usable file:", *problems]),
+def drafted(progress: Progress, merge: Merge, disputes: Sequence[str]) -> Progress:
+    """Note what became of an answer's changes of tests."""
+    warnings = []
+    if merge.rejected:
+        warnings.append(f"changes of tests were discarded: {', '.join(merge.rejected)}")
+    if merge.repair:
+        paths = ", ".join(merge.repair.files)
+        warnings.append(f"tests were changed after a dispute ({paths}): {merge.repair.note}")
+    else:
+        warnings += [f"the model disputes a test, which stands: {note}" for note in disputes]
+    facts = {}
+    if merge.rejected:
+        facts["rejected_paths"] = [
+            *dict.fromkeys([*progress.facts.get("rejected_paths", []), *merge.rejected])
+        ]
+    return progress.noting(
+        (f"iteration {progress.iteration}: {warning}" for warning in warnings), **facts
+    ).model_copy(
+        update={
+            "rejected": merge.rejected,
+            "repair": progress.repair or merge.repair,
+            "frozen": merge.frozen,
+        }
     )
 
 
+def with_tests_frozen(plan: PTCExecutionPlan, progress: Progress, files: Sequence[CodeArtifact]) -> Progress:
+    """Freeze the tests of the first draft that passed the gate, but for those that the plan gives anyway."""
+    if progress.frozen is not None:
+        return progress
+    given = {_name(path) for path in plan.test_files}
+    own = [file for file in files if _name(file.file_path) not in given]
+    return progress.model_copy(update={"frozen": frozen_files(own)})
+
+
+def with_rejections(verdict: Verdict, rejected: Collection[str]) -> Verdict:
+    """Tell the model of its changes that were discarded."""
+    if not rejected or verdict.outcome is Outcome.PASSED:
+        return verdict
+    told = f"Your changes of {', '.join(rejected)} were discarded: these tests stand."
+    return verdict.model_copy(update={"feedback": f"{told}\n\n{verdict.feedback}"})
+
+
+def unreadable_verdict() -> Verdict:
+    """Say that an iteration's answers held no file."""
+    return Verdict(outcome=Outcome.UNREADABLE)
+
+
 def next_step(plan: PTCExecutionPlan, progress: Progress) -> End | Progress:
-    """Decide after a verdict: how the run ends, or with what the next iteration starts."""
+    """Decide after a verdict: how the run ends, or with what the next iteration starts.
+
+    The same failure twice throws the draft away: the next one starts afresh, and the fallback model is asked first
+    from then on. Three times end the run.
+    """
     if progress.best is None:
         raise ValueError("nothing was examined yet")
     if progress.best.verdict.outcome is Outcome.PASSED:
         return End(status=ExecutionStatus.SUCCESS, reason=StopReason.GREEN)
-    if progress.iteration < plan.max_iterations:
-        return progress.model_copy(update={"iteration": progress.iteration + 1})
-    return spent(progress, StopReason.MAX_ITERATIONS, f"max_iterations={plan.max_iterations} are spent")
+    repeats = _repeats(progress)
+    if repeats >= REPEATS_TO_STOP:
+        return spent(progress, StopReason.STUCK, f"the same failure came {repeats} times")
+    if progress.iteration >= plan.max_iterations:
+        return spent(progress, StopReason.MAX_ITERATIONS, f"max_iterations={plan.max_iterations} are spent")
+    fresh = repeats == REPEATS_TO_START_AFRESH
+    lead = plan.fallback_llm.value if fresh and plan.fallback_llm else progress.lead
+    return progress.model_copy(update={"iteration": progress.iteration + 1, "fresh": fresh, "lead": lead})
+
+
+def _repeats(progress: Progress) -> int:
+    """Count how often the latest failure has come, in a row or not: two drafts may take turns."""
+    latest = progress.history[-1].signature if progress.history else ""
+    return sum(note.signature == latest for note in progress.history) if latest else 0
 
 
 def spent(progress: Progress, reason: StopReason, why: str) -> End:

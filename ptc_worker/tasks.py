@@ -25,6 +25,7 @@ from ptc_contracts.stages import Stage
 from ptc_contracts.verdicts import Outcome
 from ptc_worker.app import app, leases, send, settings, store
 from ptc_worker.dependencies import missing_verdict, needs_of
+from ptc_worker.drafting import joined, next_request, read
 from ptc_worker.environments import CacheDirError
 from ptc_worker.gate import examine, has_python_tests, red_verdict
 from ptc_worker.halt import HaltedError, Why
@@ -36,18 +37,30 @@ from ptc_worker.parsing import parse_answer
 from ptc_worker.prompts import build_prompt
 from ptc_worker.providers import providers_for
 from ptc_worker.quarantine import quarantined
-from ptc_worker.refinement import End, merged, next_step, spent, unreadable_verdict
+from ptc_worker.refinement import (
+    End,
+    drafted,
+    merged,
+    next_step,
+    spent,
+    unreadable_verdict,
+    with_rejections,
+    with_tests_frozen,
+)
 from ptc_worker.runner import run_tests
 from ptc_worker.sandbox.protocol import SandboxError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from ptc_contracts import CodeArtifact, PTCArtifactResult
+    from ptc_contracts.bill import Request
     from ptc_contracts.progress import Progress
     from ptc_contracts.verdicts import Verdict
+    from ptc_worker.drafting import Reading
     from ptc_worker.leases import Hold
     from ptc_worker.llm.protocol import Provider
+    from ptc_worker.parsing import ParsedAnswer
 
 log = structlog.get_logger(__name__)
 
@@ -242,17 +255,34 @@ def _through_outages(act: Callable[[], T]) -> T:
 
 def _generate(hold: Hold) -> Step:
     run, plan = hold.run, hold.run.plan
-    providers, warnings = providers_for(plan, settings())
+    providers, warnings = providers_for(plan, settings(), run.progress.lead)
     progress = run.progress.noting(warnings)
+    readings: list[Reading] = []
     try:
-        answer = _answer(hold, providers)
-    except NoAnswerError as error:
-        return progress, spent(progress, StopReason.NO_ANSWER, str(error))
-    parsed = parse_answer(answer.text)
-    progress = progress.noting(_remarks(answer, parsed.problems), **_facts(answer))
+        while request := next_request(readings):
+            answer = _answer(hold, providers, request, readings)
+            progress = progress.noting(_remarks(answer), **_facts(answer))
+            readings.append(_read(answer, request, readings))
+    except (NoAnswerError, TimeoutError) as error:
+        return _cut_short(run, progress, readings, error)
+    parsed = joined(readings)
+    progress = progress.noting(parsed.problems)
     if not parsed.files and not parsed.deleted:
-        return _examined(run, progress, unreadable_verdict(parsed), merged(progress, parsed))
-    files = merged(progress, parsed)
+        progress = progress.examined(unreadable_verdict(), [])
+        return progress, spent(
+            progress, StopReason.UNPARSEABLE, "no file could be read in the model's answers"
+        )
+    return _judged_unrun(run, progress, parsed)
+
+
+def _judged_unrun(run: Run, progress: Progress, answer: ParsedAnswer) -> Step:
+    """Make the draft of an answer, and decide what follows from what can be seen without running it."""
+    plan = run.plan
+    merge = merged(plan, progress, answer)
+    progress, files = drafted(progress, merge, answer.disputes), merge.files
+    if progress.best and files == progress.best.files:
+        log.info("draft_unchanged")
+        return _examined(run, progress, progress.best.verdict, files)
     if issues := examine(plan, files):
         log.info("draft_refused", issues=len(issues), files=len(files))
         return _examined(run, progress, red_verdict(issues), files)
@@ -261,12 +291,22 @@ def _generate(hold: Hold) -> Step:
     if not plan.enable_testing:
         return progress, End(status=ExecutionStatus.SUCCESS, reason=StopReason.NOT_TESTED)
     if not has_python_tests(files):
-        return progress, spent(
-            progress,
-            StopReason.UNSUPPORTED,
-            "this project's tests cannot be run here: only pytest is supported",
-        )
-    return progress, Stage.SANDBOX
+        why = "this project's tests cannot be run here: only pytest is supported"
+        return progress, spent(progress, StopReason.UNSUPPORTED, why)
+    return with_tests_frozen(plan, progress, files), Stage.SANDBOX
+
+
+def _cut_short(run: Run, progress: Progress, readings: list[Reading], error: Exception) -> Step:
+    """End a run in whose iteration no further answer came, with the files that had come by then."""
+    if (parsed := joined(readings)).files:
+        progress = progress.model_copy(update={"draft": merged(run.plan, progress, parsed).files})
+    if isinstance(error, TimeoutError):
+        return progress, _out_of_time(run)
+    return progress, spent(progress, StopReason.NO_ANSWER, str(error))
+
+
+def _read(answer: Answer, request: Request, earlier: list[Reading]) -> Reading:
+    return read(earlier, request, answer.text, parse_answer(answer.text), truncated=answer.truncated)
 
 
 def _sandbox(hold: Hold) -> Step:
@@ -286,15 +326,17 @@ def _sandbox(hold: Hold) -> Step:
     return _examined(run, progress, verdict, files)
 
 
-def _answer(hold: Hold, providers: list[Provider]) -> Answer:
-    """Return this iteration's answer: the one that is kept already, or a new one, kept as soon as it is there."""
+def _answer(hold: Hold, providers: list[Provider], request: Request, earlier: Sequence[Reading]) -> Answer:
+    """Return this iteration's next answer: the one that is kept already, or a new one, kept as soon as it is there."""
     run = hold.run
-    name = f"{Stage.GENERATE.value}:{run.progress.iteration}"
+    number = f":{len(earlier) + 1}" if earlier else ""
+    name = f"{Stage.GENERATE.value}:{run.progress.iteration}{number}"
     if kept := store().checkpoint(run, name):
         return Answer(**kept)
     caller = Caller(iteration=run.progress.iteration, deadline=run.deadline, may_pay=hold.sure)
+    prompt = build_prompt(run.plan, run.progress, earlier)
     try:
-        answer = run_async(caller.ask(providers, build_prompt(run.plan, run.progress)), hold.halt)
+        answer = run_async(caller.ask(providers, prompt), hold.halt)
     except BaseException:
         if caller.calls:
             _through_outages(lambda: store().keep_usage(run, caller.calls))
@@ -310,7 +352,7 @@ def _answer(hold: Hold, providers: list[Provider]) -> Answer:
 
 def _examined(run: Run, progress: Progress, verdict: Verdict, files: list[CodeArtifact]) -> Step:
     """Note a verdict and decide: end the run, or let a model try once more."""
-    progress = progress.examined(verdict, files)
+    progress = progress.examined(with_rejections(verdict, progress.rejected), files)
     if verdict.outcome is not Outcome.PASSED and run.time_left() <= 0:
         return progress, _out_of_time(run)
     follows = next_step(run.plan, progress)
@@ -326,12 +368,12 @@ def _out_of_time(run: Run) -> End:
     return End(status=ExecutionStatus.TIMEOUT, reason=StopReason.TIMEOUT, message=message)
 
 
-def _remarks(answer: Answer, problems: list[str]) -> list[str]:
+def _remarks(answer: Answer) -> list[str]:
     """Word what a reader of the result should know about an answer."""
-    cut = ["the model's answer was cut at its token limit"] if answer.truncated else []
+    cut = ["a model's answer was cut at its token limit"] if answer.truncated else []
     replayed = answer.model.startswith(REPLAY_PREFIX)
     replay = ["the code comes from the replay server's recordings, not from a model"] if replayed else []
-    return [*replay, *cut, *problems]
+    return [*replay, *cut]
 
 
 def _facts(answer: Answer) -> dict[str, str]:
