@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 PLAN_MARK = re.compile(r"<plan-([0-9a-f]{16})>")
 """Opens the plan in a prompt. Derived from the plan's own text, so that no plan can write its own closing."""
 
-TURN_MARK = re.compile(r"^Attempt (\d+) of \d+\b", re.MULTILINE)
-"""Tells which draft is asked for; the last one in a prompt counts."""
+TURN_MARK = re.compile(r"^Attempt (\d+)(?: of \d+)?(?:, request (\d+))?\b", re.MULTILINE)
+"""Tells which draft is asked for, and in which request of its iteration; the last one in a prompt counts."""
 
 SYSTEM = """\
 You write complete, working software projects from a plan. Your answer is parsed by a program, and the tests \
