@@ -21,10 +21,11 @@ from roma_bridge import PTC
 from roma_bridge.embedded import embedded_server
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
     from ptc_contracts import PTCExecutionPlan
     from ptc_contracts.settings import RedisSettings
+    from ptc_worker.llm.replay.recordings import Recorded
     from ptc_worker.llm.replay.server import ReplayServer
     from roma_bridge import PlanHandle
 
@@ -88,14 +89,14 @@ class Cluster:
             "PTC_LOG_LEVEL": "debug",
         }
 
-    def record(self, answers: list[str], **fields: Any) -> PTCExecutionPlan:
+    def record(self, answers: Sequence[Recorded], **fields: Any) -> PTCExecutionPlan:
         """Make a plan that nobody else has, and the answers that models give to it."""
         fields = {"description": f"Build {uuid4().hex}", "execution_id": f"test-{uuid4().hex[:8]}", **fields}
         plan = make_plan(**fields)
         self.replay.recordings[content_id(plan)] = answers
         return plan
 
-    def run(self, answers: list[str], **fields: Any) -> Any:
+    def run(self, answers: Sequence[Recorded], **fields: Any) -> Any:
         """Submit such a plan and wait for its result."""
         return self.ptc.submit(self.record(answers, **fields)).get(timeout=START_SECONDS)
 

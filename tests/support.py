@@ -14,9 +14,11 @@ from ptc_worker.llm.replay.server import ReplayServer
 
 if TYPE_CHECKING:
     import subprocess
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     import pytest
+
+    from ptc_worker.llm.replay.recordings import Recorded
 
 
 def make_plan(description: str = "Build API", **fields: Any) -> PTCExecutionPlan:
@@ -36,7 +38,9 @@ def answer_with(**files: str) -> str:
 
 
 @contextmanager
-def replaying(*recordings: tuple[PTCExecutionPlan, list[str]], **options: Any) -> Iterator[ReplayServer]:
+def replaying(
+    *recordings: tuple[PTCExecutionPlan, Sequence[Recorded]], **options: Any
+) -> Iterator[ReplayServer]:
     """Serve recorded answers for the time of the block."""
     server = ReplayServer({content_id(plan): answers for plan, answers in recordings}, **options)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)

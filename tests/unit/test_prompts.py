@@ -183,6 +183,23 @@ def test_plan_and_turn_are_found_even_if_a_text_imitates_them(
 
 
 @pytest.mark.parametrize(
+    ("words", "number", "request_number"),
+    [
+        ("Attempt 2 of 3.", 2, 1),
+        ("Attempt 2.", 2, 1),
+        ("Attempt 2, request 3.", 2, 3),
+        ("Attempt 12 of 20, request 2: go on", 12, 2),
+        ("Attempt 1, request 2.\nAttempt 4.", 4, 1),
+    ],
+)
+def test_a_turn_tells_its_iteration_and_its_request(words: str, number: int, request_number: int) -> None:
+    """The first request of an iteration need not say that it is one; the last mark counts."""
+    turn = Turn.of(f"<plan-0123456789abcdef>\n{words}")
+
+    assert turn == Turn(plan="0123456789abcdef", number=number, request=request_number)
+
+
+@pytest.mark.parametrize(
     "text", ["", "Attempt 1 of 3.", "<plan-0123456789abcdef>", "<plan-xyz>\nAttempt 1 of 3.", SYSTEM]
 )
 def test_a_text_that_is_no_prompt_of_ours_has_no_turn(text: str) -> None:

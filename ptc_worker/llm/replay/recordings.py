@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, NotRequired
+
+from pydantic import TypeAdapter
+from typing_extensions import TypedDict
 
 from ptc_contracts import ConfigurationError, PTCExecutionPlan
 from ptc_contracts.keys import content_id
@@ -14,8 +18,19 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from pathlib import Path
 
-Recordings = dict[str, list[str]]
-"""Answers in turn, by the content id of the plan that they answer."""
+
+class Part(TypedDict):
+    """A recorded answer that may have ended before it was whole."""
+
+    text: str
+    finish: NotRequired[Literal["stop", "length", "refusal"]]
+
+
+Recorded = str | Sequence[str | Part]
+"""What an iteration's requests are answered: one text, or a part for each request."""
+
+Recordings = dict[str, Sequence[Recorded]]
+"""What is recorded of each iteration, in turn, by the content id of the plan that it belongs to."""
 
 
 @dataclass(frozen=True)
@@ -24,20 +39,43 @@ class Turn:
 
     plan: str
     number: int
+    """The iteration."""
+    request: int = 1
+    """Which request of the iteration."""
 
     @classmethod
     def of(cls, text: str) -> Turn | None:
         """Find plan and turn in the text of a prompt; None if it is not one of ours."""
         plan = PLAN_MARK.search(text)
         turns = TURN_MARK.findall(text)
-        return cls(plan[1], int(turns[-1])) if plan and turns else None
+        if not plan or not turns:
+            return None
+        number, request = turns[-1]
+        return cls(plan[1], int(number), int(request or 1))
+
+    def __str__(self) -> str:
+        return f"{self.plan}:{self.number}" + (f".{self.request}" if self.request > 1 else "")
+
+
+def recorded(recordings: Recordings, turn: Turn) -> Part | None:
+    """Return the answer to a turn, None where there is no recording of it."""
+    iterations = recordings.get(turn.plan, ())
+    if not (1 <= turn.number <= len(iterations)):
+        return None
+    parts = iterations[turn.number - 1]
+    parts = [parts] if isinstance(parts, str) else parts
+    if not (1 <= turn.request <= len(parts)):
+        return None
+    part = parts[turn.request - 1]
+    return Part(text=part) if isinstance(part, str) else part
 
 
 def load(paths: Iterable[Path]) -> Recordings:
     """Read recordings from folders and JSONL files.
 
     A folder holds `plan.json` and `answer-1.md`, `answer-2.md` …, or folders that do. A line of a JSONL file
-    is `{"plan": {…}, "answers": ["…", "…"]}`.
+    is `{"plan": {…}, "answers": ["…", "…"]}`; in place of a text, the answers to several requests of one iteration
+    are a list of texts and of `{"text": "…", "finish": "length"}`.
 
     Raises:
         ConfigurationError: a path holds no recording, or one that cannot be read.
@@ -53,12 +91,13 @@ def load(paths: Iterable[Path]) -> Recordings:
     return recordings
 
 
-def _read(path: Path) -> Iterator[tuple[str, list[str]]]:
+def _read(path: Path) -> Iterator[tuple[str, Sequence[Recorded]]]:
     try:
         if path.is_file():
             for line in path.read_text("utf-8").splitlines():
                 entry = json.loads(line)
-                yield content_id(PTCExecutionPlan.model_validate(entry["plan"])), list(entry["answers"])
+                plan = PTCExecutionPlan.model_validate(entry["plan"])
+                yield content_id(plan), _ANSWERS.validate_python(entry["answers"])
             return
         for plan_file in sorted(path.glob("**/plan.json")):
             plan = PTCExecutionPlan.model_validate_json(plan_file.read_text("utf-8"))
@@ -67,6 +106,9 @@ def _read(path: Path) -> Iterator[tuple[str, list[str]]]:
                 yield content_id(plan), [answer.read_text("utf-8") for answer in answers]
     except (OSError, ValueError, KeyError) as error:
         raise ConfigurationError(f"recordings in {path} cannot be read: {error}") from error
+
+
+_ANSWERS: TypeAdapter[list[str | list[str | Part]]] = TypeAdapter(list[str | list[str | Part]])
 
 
 def _number(answer: Path) -> int:

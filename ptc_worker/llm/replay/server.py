@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from ptc_contracts import ConfigurationError
 from ptc_worker.llm.replay.faults import Fault, FaultPlan
-from ptc_worker.llm.replay.recordings import Recordings, Turn, load
+from ptc_worker.llm.replay.recordings import Part, Recordings, Turn, load, recorded
 from ptc_worker.llm.replay.wire import DIALECTS, Dialect, Served
 
 if TYPE_CHECKING:
@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 
 STATS_PATH = "/_replay/stats"
 """GET: what was served: `{"calls", "faults", "unknown", "left", "by_turn": {"<content id>:<turn>": n}, "in_flight":
-{"<model>": n}}`. `left` counts the answers whose caller was gone before their end."""
+{"<model>": n}}`. `left` counts the answers whose caller was gone before their end; a turn is `2`, or `2.3` for the third
+request of the second iteration."""
 
 SCRIPT_PATH = "/_replay/faults"
 """POST a JSON list of fault names: what the next requests meet; null is a good answer."""
@@ -104,7 +105,7 @@ class ReplayServer(ThreadingHTTPServer):
         with self._counting:
             self._counts[what] += 1
             if turn:
-                self._by_turn[f"{turn.plan}:{turn.number}"] += 1
+                self._by_turn[str(turn)] += 1
 
     def stats(self) -> dict[str, Any]:
         """Tell what was served so far."""
@@ -165,24 +166,26 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _answer(self, dialect: Dialect, request: dict[str, Any]) -> None:
         turn = Turn.of(dialect.prompt_text(request))
-        answers = self.server.recordings.get(turn.plan, []) if turn else []
-        if turn is None or turn.number > len(answers):
+        part = recorded(self.server.recordings, turn) if turn else None
+        if turn is None or part is None:
             self.server.count("unknown", turn)
-            wanted = f"plan {turn.plan}, turn {turn.number}" if turn else "this prompt"
+            wanted = f"plan and turn {turn}" if turn else "this prompt"
             self._send_json(404, dialect.error("not_found_error", f"no recording for {wanted}"))
             return
         fault = self.server.faults.draw()
         self.server.count("faults" if fault else "calls", turn)
         with self.server.serving(turn, str(request.get("model")), fault):
-            self._serve(dialect, request, answers[turn.number - 1], fault)
+            self._serve(dialect, request, part, fault)
 
-    def _serve(self, dialect: Dialect, request: dict[str, Any], text: str, fault: Fault | None) -> None:
+    def _serve(self, dialect: Dialect, request: dict[str, Any], part: Part, fault: Fault | None) -> None:
         self._pause(self.server.latency)
+        text, finish = part["text"], part.get("finish", "stop")
         if fault is Fault.EMPTY:
             text = ""
         elif fault is Fault.LENGTH:
-            text = text[: len(text) // 2]
-        finish = {Fault.LENGTH: "length", Fault.REFUSAL: "refusal"}.get(fault, "stop") if fault else "stop"
+            text, finish = text[: len(text) // 2], "length"
+        elif fault is Fault.REFUSAL:
+            finish = "refusal"
         prompt_chars = len(dialect.prompt_text(request))
         served = Served(text=text, model=str(request.get("model")), prompt_chars=prompt_chars, finish=finish)
         if fault and self._failed_early(dialect, fault):
