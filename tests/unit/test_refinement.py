@@ -6,11 +6,20 @@ import pytest
 from support import make_plan
 
 from ptc_contracts import ExecutionStatus, TestResult
-from ptc_contracts.progress import Attempt, Progress, StopReason
+from ptc_contracts.progress import Attempt, IterationNote, Progress, StopReason, TestRepair
 from ptc_contracts.verdicts import Outcome, Verdict
 from ptc_worker.filetypes import artifact
 from ptc_worker.parsing import ParsedAnswer
-from ptc_worker.refinement import End, merged, next_step, spent, unreadable_verdict
+from ptc_worker.refinement import (
+    End,
+    Merge,
+    drafted,
+    merged,
+    next_step,
+    spent,
+    with_rejections,
+    with_tests_frozen,
+)
 
 RED = Verdict(
     outcome=Outcome.FAILED,
@@ -32,7 +41,7 @@ def _progress(verdict: Verdict | None = None, *, iteration: int = 1, **files: st
 def _merged(earlier: list[str], given: list[str], deleted: list[str]) -> list[tuple[str, str]]:
     best = Attempt(iteration=1, files=[artifact(path, "old") for path in earlier], verdict=RED)
     answer = ParsedAnswer(files=[artifact(path, "new") for path in given], deleted=deleted)
-    return [(file.file_path, file.content) for file in merged(Progress(best=best), answer)]
+    return [(file.file_path, file.content) for file in merged(make_plan(), Progress(best=best), answer).files]
 
 
 @pytest.mark.parametrize(
@@ -65,31 +74,16 @@ def test_the_first_answer_stands_for_itself() -> None:
     files = [artifact("a.py", "new")]
     answer = ParsedAnswer(files=files, deleted=["b.py"])
 
-    assert merged(Progress(), answer) == files
+    assert merged(make_plan(), Progress(), answer).files == files
 
 
 def test_a_merge_leaves_the_best_draft_as_it_was() -> None:
     """The best draft may yet be the result."""
     progress = _progress(a="old")
     before = progress.model_copy(deep=True)
-    merged(progress, ParsedAnswer(files=[artifact("a.py", "new")]))
+    merged(make_plan(), progress, ParsedAnswer(files=[artifact("a.py", "new")]))
 
     assert progress == before
-
-
-def test_an_unreadable_answer_is_told_why() -> None:
-    """The parser's problems are handed on."""
-    verdict = unreadable_verdict(ParsedAnswer(problems=["one", "two"]))
-
-    assert verdict.outcome is Outcome.UNREADABLE
-    assert verdict.feedback.splitlines()[1:] == ["- one", "- two"]
-
-
-def test_an_answer_without_any_block_is_told_what_it_lacks() -> None:
-    """The model is reminded of the form."""
-    verdict = unreadable_verdict(ParsedAnswer())
-
-    assert "<file path=…>" in verdict.feedback
 
 
 def test_a_green_verdict_ends_the_run() -> None:
@@ -105,6 +99,53 @@ def test_a_red_verdict_starts_the_next_iteration_from_the_best_draft() -> None:
     step = next_step(make_plan(max_iterations=3), progress)
 
     assert step == progress.model_copy(update={"iteration": 2})
+
+
+def _noted(*signatures: str, iteration: int | None = None) -> Progress:
+    history = [
+        IterationNote(iteration=n, outcome=Outcome.FAILED, signature=s) for n, s in enumerate(signatures, 1)
+    ]
+    return _progress(a="", iteration=iteration or len(signatures)).model_copy(update={"history": history})
+
+
+@pytest.mark.parametrize(
+    ("signatures", "fresh"),
+    [(("a",), False), (("a", "b"), False), (("a", "a"), True), (("a", "b", "a"), True), (("", ""), False)],
+)
+def test_the_same_failure_twice_starts_afresh_with_the_fallback_in_the_lead(
+    signatures: tuple[str, ...], *, fresh: bool
+) -> None:
+    """In a row or in turn: more of the same dialogue would bring more of the same."""
+    step = next_step(make_plan(max_iterations=9), _noted(*signatures))
+
+    assert isinstance(step, Progress)
+    assert (step.fresh, step.lead) == (fresh, "kimi" if fresh else None)
+
+
+def test_without_a_fallback_the_primary_starts_afresh() -> None:
+    """There is nobody else to ask."""
+    step = next_step(make_plan(fallback_llm=None), _noted("a", "a"))
+
+    assert isinstance(step, Progress)
+    assert (step.fresh, step.lead) == (True, None)
+
+
+def test_another_failure_goes_on_from_the_best_draft_with_the_fallback_still_in_the_lead() -> None:
+    """A fresh start is one draft, the change of model stays."""
+    progress = _noted("a", "a", "b").model_copy(update={"fresh": True, "lead": "kimi"})
+    step = next_step(make_plan(max_iterations=9), progress)
+
+    assert isinstance(step, Progress)
+    assert (step.fresh, step.lead) == (False, "kimi")
+
+
+def test_the_same_failure_three_times_ends_the_run_as_stuck() -> None:
+    """Iterations that are left are not spent on it."""
+    step = next_step(make_plan(max_iterations=9), _noted("a", "a", "a"))
+
+    assert isinstance(step, End)
+    assert (step.status, step.reason) == (ExecutionStatus.PARTIAL_SUCCESS, StopReason.STUCK)
+    assert "the same failure came 3 times" in (step.message or "")
 
 
 def test_the_last_red_verdict_ends_the_run_with_what_there_is() -> None:
@@ -152,3 +193,165 @@ def test_a_tested_draft_counts_before_a_newer_one_that_nobody_ran() -> None:
     end = spent(progress, StopReason.TIMEOUT, "time is up")
 
     assert end.message == "the tests are not green (failed): time is up"
+
+
+TESTS = {
+    "tests/test_a.py": "def test_a():\n    assert a() == 1\n",
+    "conftest.py": "",
+    "pytest.ini": "[pytest]\n",
+}
+
+
+def _frozen(**changes: object) -> Progress:
+    files = [artifact(path, content) for path, content in {"a.py": "old", **TESTS}.items()]
+    progress = Progress(iteration=2, best=Attempt(iteration=1, files=files, verdict=RED))
+    return with_tests_frozen(make_plan(), progress, files).model_copy(update=changes)
+
+
+def _answer(files: dict[str, str], deleted: tuple[str, ...] = (), *disputes: str) -> ParsedAnswer:
+    given = [artifact(path, content) for path, content in files.items()]
+    return ParsedAnswer(files=given, deleted=list(deleted), disputes=list(disputes))
+
+
+def _contents(merge: Merge) -> dict[str, str]:
+    return {file.file_path: file.content for file in merge.files}
+
+
+@pytest.mark.parametrize(
+    ("path", "content"),
+    [
+        ("tests/test_a.py", "def test_a():\n    pass\n"),
+        ("Tests/Test_a.py", "def test_a():\n    pass\n"),
+        ("tests/test_a.py/b.py", ""),
+        ("tests", "a file where a folder must be"),
+        ("conftest.py", "import os"),
+        ("tests/conftest.py", "import os"),
+        ("pytest.ini", "[pytest]\naddopts = --co\n"),
+        (".pytest.ini", "[pytest]\n"),
+        ("pyproject.toml", "[tool.pytest.ini_options]\naddopts = ['--co']\n"),
+        ("setup.cfg", "[tool:pytest]\naddopts = --co\n"),
+        ("tox.ini", "[pytest]\naddopts = --co\n"),
+        ("sitecustomize.py", ""),
+        ("src/usercustomize.py", ""),
+        ("evil.pth", "import os"),
+        ("package.json", '{"scripts": {"test": "true"}}'),
+        ("vitest.config.ts", ""),
+    ],
+)
+def test_a_change_of_frozen_tests_is_discarded_and_reported(path: str, content: str) -> None:
+    """A model that cannot make the code right may not make the tests easy; the rest of its answer counts."""
+    merge = merged(make_plan(), _frozen(), _answer({"a.py": "new", path: content}))
+
+    assert merge.rejected == [path]
+    assert _contents(merge) == {"a.py": "new", **TESTS}
+
+
+def test_a_frozen_test_cannot_be_deleted() -> None:
+    """Neither it nor its configuration."""
+    merge = merged(make_plan(), _frozen(), _answer({}, ("tests/test_a.py", "CONFTEST.py", "a.py")))
+
+    assert merge.rejected == ["tests/test_a.py", "CONFTEST.py"]
+    assert _contents(merge) == TESTS
+
+
+@pytest.mark.parametrize(
+    ("path", "content"),
+    [
+        ("tests/test_b.py", "def test_b():\n    assert True\n"),
+        ("tests/data/rows.csv", "1"),
+        ("pyproject.toml", "[project]\nname = 'a'\n"),
+        ("package.json", '{"name": "a"}'),
+        ("tests/test_a.py", TESTS["tests/test_a.py"]),
+    ],
+)
+def test_what_changes_no_frozen_test_is_taken(path: str, content: str) -> None:
+    """New tests are welcome, and a file given again as it was is no change."""
+    merge = merged(make_plan(), _frozen(), _answer({path: content}))
+
+    assert merge.rejected == []
+    assert _contents(merge)[path] == content
+
+
+def test_nothing_is_frozen_before_a_draft_has_passed_the_gate() -> None:
+    """Until then tests may be as wrong as the code."""
+    progress = _frozen(frozen=None)
+    merge = merged(make_plan(), progress, _answer({"tests/test_a.py": "new"}))
+
+    assert (merge.rejected, _contents(merge)["tests/test_a.py"]) == ([], "new")
+
+
+REPAIRED = "def test_a():\n    assert a() == 2\n"
+
+
+def test_a_dispute_changes_frozen_tests_once() -> None:
+    """The change is part of the result's warnings and metadata; from then on the new tests are the frozen ones."""
+    answer = _answer({"tests/test_a.py": REPAIRED}, (), "test_a contradicts requirement 1")
+    merge = merged(make_plan(), _frozen(), answer)
+    progress = drafted(_frozen(), merge, answer.disputes)
+    again = merged(make_plan(), progress, _answer({"tests/test_a.py": "x"}, (), "once more"))
+
+    assert (merge.rejected, _contents(merge)["tests/test_a.py"]) == ([], REPAIRED)
+    assert progress.repair == TestRepair(
+        iteration=2, note="test_a contradicts requirement 1", files=["tests/test_a.py"]
+    )
+    assert "test_a contradicts requirement 1" in progress.warnings[0]
+    assert (again.rejected, _contents(again)["tests/test_a.py"]) == (["tests/test_a.py"], REPAIRED)
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"tests/test_a.py": "def helper():\n    pass\n"},
+        {"conftest.py": "import os"},
+        {"pytest.ini": "[pytest]\naddopts = --co\n"},
+    ],
+)
+def test_a_dispute_makes_tests_neither_fewer_nor_runs_them_differently(files: dict[str, str]) -> None:
+    """It is a way to correct an expectation."""
+    merge = merged(make_plan(), _frozen(), _answer(files, (), "wrong"))
+
+    assert (merge.repair, merge.rejected, _contents(merge)) == (None, [*files], {"a.py": "old", **TESTS})
+
+
+def test_a_dispute_without_a_change_is_told_and_leaves_the_repair_for_later() -> None:
+    """The test stands until its correction is there."""
+    answer = _answer({"a.py": "new"}, (), "test_a is wrong")
+    progress = drafted(_frozen(), merged(make_plan(), _frozen(), answer), answer.disputes)
+
+    assert progress.repair is None
+    assert progress.warnings == ["iteration 2: the model disputes a test, which stands: test_a is wrong"]
+
+
+def test_a_fresh_start_keeps_the_frozen_tests_and_nothing_else() -> None:
+    """A new project has to pass the tests that the old one could not."""
+    merge = merged(make_plan(), _frozen(fresh=True), _answer({"b.py": "new", "tests/test_a.py": "easy"}))
+
+    assert merge.rejected == ["tests/test_a.py"]
+    assert _contents(merge) == {**TESTS, "b.py": "new"}
+
+
+@pytest.mark.parametrize("fresh", [False, True])
+def test_given_tests_are_laid_over_everything(*, fresh: bool) -> None:
+    """Neither an answer nor a dispute changes them, and what stands in their way goes."""
+    plan = make_plan(test_files={"tests/test_given.py": "given"})
+    files = {"tests/test_given.py": "mine", "a.py": "new"}
+    merge = merged(plan, _frozen(fresh=fresh), _answer(files, ("tests/test_given.py",), "wrong"))
+
+    assert merge.rejected == ["tests/test_given.py", "tests/test_given.py"]
+    assert _contents(merge)["tests/test_given.py"] == "given"
+
+
+def test_given_tests_are_there_from_the_first_draft_on() -> None:
+    """Whatever the model wrote for their paths."""
+    plan = make_plan(test_files={"tests/test_given.py": "given"})
+    merge = merged(plan, Progress(), _answer({"a.py": "new", "tests/test_given.py": "given"}))
+
+    assert (merge.rejected, _contents(merge)) == ([], {"a.py": "new", "tests/test_given.py": "given"})
+
+
+def test_the_model_is_told_which_of_its_changes_were_discarded() -> None:
+    """It would try again otherwise; a green run has nothing to tell."""
+    told = with_rejections(RED.model_copy(update={"feedback": "1 failed"}), ["tests/test_a.py"])
+
+    assert told.feedback == ("Your changes of tests/test_a.py were discarded: these tests stand.\n\n1 failed")
+    assert with_rejections(GREEN, ["tests/test_a.py"]) == GREEN
