@@ -89,6 +89,8 @@ class ReplayServer(ThreadingHTTPServer):
         self.chunk_chars = chunk_chars
         self.chunk_seconds = chunk_seconds
         self.faults = faults or FaultPlan()
+        self.disguised = False
+        """Whether answers bear the name of the model that was asked for, and so its price: for tests of costs."""
         self.stopping = threading.Event()
         self.journal: list[Call] = []
         self._counts: Counter[str] = Counter()
@@ -187,7 +189,13 @@ class _Handler(BaseHTTPRequestHandler):
         elif fault is Fault.REFUSAL:
             finish = "refusal"
         prompt_chars = len(dialect.prompt_text(request))
-        served = Served(text=text, model=str(request.get("model")), prompt_chars=prompt_chars, finish=finish)
+        served = Served(
+            text=text,
+            model=str(request.get("model")),
+            prompt_chars=prompt_chars,
+            finish=finish,
+            disguised=self.server.disguised,
+        )
         if fault and self._failed_early(dialect, fault):
             return
         if request.get("stream"):

@@ -24,11 +24,13 @@ class Served:
     prompt_chars: int
     finish: str = "stop"
     """`stop`, `length` or `refusal`."""
+    disguised: bool = False
+    """Whether it bears the model's own name, so that it has the model's price."""
 
     @property
     def named_model(self) -> str:
-        """The model as the answer names it: everybody can see that it was replayed."""
-        return f"{REPLAY_PREFIX}{self.model}"
+        """The model as the answer names it: everybody can see that it was replayed, unless it is disguised."""
+        return self.model if self.disguised else f"{REPLAY_PREFIX}{self.model}"
 
     @property
     def prompt_tokens(self) -> int:
