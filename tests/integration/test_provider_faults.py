@@ -20,8 +20,9 @@ from support import answer_with, make_plan, replaying
 from ptc_contracts import LLMProvider
 from ptc_contracts.progress import Progress
 from ptc_worker.llm import open_provider
-from ptc_worker.llm.calls import ATTEMPTS, Answer, Caller, NoAnswerError
+from ptc_worker.llm.calls import Answer, Caller, NoAnswerError
 from ptc_worker.llm.errors import ModelError, TransientError, UnavailableError, UnsendableError
+from ptc_worker.llm.patience import ATTEMPTS
 from ptc_worker.llm.protocol import CHARS_PER_TOKEN, Message, Prompt, Tally
 from ptc_worker.llm.replay.faults import Fault
 from ptc_worker.prompts import build_prompt
@@ -126,7 +127,7 @@ def ask_once(
         tally = Tally(model=MODEL)
         async with opened(name, url, key=key) as provider:
             try:
-                return await provider.ask(prompt, tally), tally
+                return await provider.ask(prompt, tally, 1000), tally
             except ModelError as error:
                 return error, tally
 
