@@ -52,6 +52,8 @@ class ModelCall(BaseModel):
     """What the cached answer had cost."""
     saved_tokens: int = 0
     """Tokens of the cached answer."""
+    response: str = ""
+    """Under which hash the response cache holds the answer; empty where it does not."""
     prompt_tokens: int = 0
     """Tokens read, cached ones included."""
     cached_tokens: int = 0
@@ -120,7 +122,7 @@ _LONG_AGO = datetime.min.replace(tzinfo=UTC)
 
 
 def _row(call: ModelCall) -> dict[str, Any]:
-    return {"stage": "generate", **call.model_dump(mode="json", exclude={"call_id"})}
+    return {"stage": "generate", **call.model_dump(mode="json", exclude={"call_id", "response"})}
 
 
 def _details(calls: Iterable[ModelCall]) -> dict[str, dict[str, int]]:

@@ -152,6 +152,10 @@ class WorkStore(RunStore):
             args=[run.fence, "", "", *self._sealed(run, calls)],
         )
 
+    def calls(self, run: Run) -> list[ModelCall]:
+        """Return what the run has asked of models so far."""
+        return self._calls(run.run_id)
+
     def count_start(self, run: Run, number: int) -> None:
         """Add to the times this stage was begun without progress; a start may turn out not to be one yet."""
         self._count_start(keys=[run_key(run.run_id)], args=[run.fence, number])

@@ -16,6 +16,7 @@ from ptc_contracts.blobs import Blobs
 from ptc_contracts.settings import RedisSettings
 from ptc_contracts.work import WorkStore
 from ptc_worker.leases import LeaseKeeper
+from ptc_worker.llm.shared import Shared
 from ptc_worker.log import configure_logging
 from ptc_worker.recovery import Recovery
 from ptc_worker.server_check import ServerCheck
@@ -112,6 +113,13 @@ def _connected(patience: float) -> WorkStore:
 def leases() -> LeaseKeeper:
     """Keep the leases of this process alive, from the first one on."""
     return LeaseKeeper(_connected(patience=2.0))  # an answer that takes longer comes too late for the others
+
+
+@cache
+def shared() -> Shared:
+    """Open what all workers share about models, once; it is used on the loop of model calls alone."""
+    ttl = settings().ptc_response_cache_ttl
+    return Shared.connect(RedisSettings.from_environment(), Blobs.from_environment(), ttl)
 
 
 def send(owed: Unsent) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field
+from hashlib import sha256
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -27,6 +28,11 @@ class ProviderSettings:
     """Most requests a minute, of all workers together."""
     tpm: int | None = None
     """Most tokens a minute, of all workers together."""
+
+    @property
+    def mark(self) -> str:
+        """Tell this address and key from others of the same provider, without naming them: 8 hex digits."""
+        return sha256(f"{self.base_url}\n{self.api_key}".encode("utf-8", "surrogatepass")).hexdigest()[:8]
 
     @property
     def configured(self) -> bool:

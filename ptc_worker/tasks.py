@@ -6,7 +6,7 @@ stage pays for is kept before anything else happens to it, so that whoever repea
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 from uuid import uuid4
 
@@ -17,20 +17,27 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import OutOfMemoryError, ReadOnlyError, RedisError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from ptc_contracts import ConfigurationError, ExecutionStatus, PayloadTooLargeError, UnreadableBlobError
+from ptc_contracts import (
+    CacheStrategy,
+    ConfigurationError,
+    ExecutionStatus,
+    PayloadTooLargeError,
+    UnreadableBlobError,
+)
 from ptc_contracts.progress import StopReason
 from ptc_contracts.record import CANCELLED, EXPIRED
 from ptc_contracts.run import LeaseLostError, NotOurs, Run
 from ptc_contracts.stages import Stage
 from ptc_contracts.verdicts import Outcome
-from ptc_worker.app import app, leases, send, settings, store
+from ptc_worker.app import app, leases, send, settings, shared, store
 from ptc_worker.dependencies import missing_verdict, needs_of
 from ptc_worker.drafting import joined, next_request, read
 from ptc_worker.environments import CacheDirError
 from ptc_worker.gate import examine, has_python_tests, red_verdict
 from ptc_worker.halt import HaltedError, Why
 from ptc_worker.installer import InstallError
-from ptc_worker.llm.calls import Answer, Caller, NoAnswerError
+from ptc_worker.llm.budget import Budget
+from ptc_worker.llm.calls import Answer, BusyError, Caller, NoAnswerError, OverBudgetError
 from ptc_worker.llm.loop import run_async
 from ptc_worker.llm.prices import REPLAY_PREFIX
 from ptc_worker.parsing import parse_answer
@@ -151,6 +158,10 @@ def _held(hold: Hold, step: Callable[[Hold], Step]) -> Ended | None:
             return _finish(hold.run, *_guarded(step, hold))
         except HaltedError as halted:
             return _halted(hold.run, halted.why)
+        except BusyError as busy:
+            log.info("run_deferred", seconds=round(busy.seconds, 1), reason=str(busy))
+            seconds = busy.seconds
+            return _through_outages(lambda: store().defer(hold.run, seconds))
     except LeaseLostError:
         log.warning("run_left_to_another_worker")
     except RedisError as error:
@@ -207,7 +218,7 @@ def _guarded(step: Callable[[Hold], Step], hold: Hold) -> Step:
     try:
         with quarantined(hold, store(), settings().ptc_max_deliveries):
             return step(hold)
-    except (LeaseLostError, HaltedError, RedisError):
+    except (LeaseLostError, HaltedError, RedisError, BusyError):
         raise
     except TimeoutError:
         return progress, _out_of_time(run)
@@ -263,7 +274,7 @@ def _generate(hold: Hold) -> Step:
             answer = _answer(hold, providers, request, readings)
             progress = progress.noting(_remarks(answer), **_facts(answer))
             readings.append(_read(answer, request, readings))
-    except (NoAnswerError, TimeoutError) as error:
+    except (NoAnswerError, OverBudgetError, TimeoutError) as error:
         return _cut_short(run, progress, readings, error)
     parsed = joined(readings)
     progress = progress.noting(parsed.problems)
@@ -302,7 +313,8 @@ def _cut_short(run: Run, progress: Progress, readings: list[Reading], error: Exc
         progress = progress.model_copy(update={"draft": merged(run.plan, progress, parsed).files})
     if isinstance(error, TimeoutError):
         return progress, _out_of_time(run)
-    return progress, spent(progress, StopReason.NO_ANSWER, str(error))
+    reason = StopReason.BUDGET if isinstance(error, OverBudgetError) else StopReason.NO_ANSWER
+    return progress, spent(progress, reason, str(error))
 
 
 def _read(answer: Answer, request: Request, earlier: list[Reading]) -> Reading:
@@ -333,7 +345,16 @@ def _answer(hold: Hold, providers: list[Provider], request: Request, earlier: Se
     name = f"{Stage.GENERATE.value}:{run.progress.iteration}{number}"
     if kept := store().checkpoint(run, name):
         return Answer(**kept)
-    caller = Caller(iteration=run.progress.iteration, deadline=run.deadline, may_pay=hold.sure)
+    keeps = settings().ptc_response_cache_ttl and run.plan.cache_strategy is not CacheStrategy.NEVER
+    caller = Caller(
+        iteration=run.progress.iteration,
+        request=request,
+        deadline=run.deadline,
+        may_pay=hold.sure,
+        shared=shared(),
+        responses=shared().responses if keeps else None,
+        budget=_budget(run),
+    )
     prompt = build_prompt(run.plan, run.progress, earlier)
     try:
         answer = run_async(caller.ask(providers, prompt), hold.halt)
@@ -348,6 +369,17 @@ def _answer(hold: Hold, providers: list[Provider], request: Request, earlier: Se
         raise
     hold.halt.check()
     return Answer(**kept)
+
+
+def _budget(run: Run) -> Budget:
+    """Gather the limits that hold for a run, and what it has spent."""
+    limits = [limit for limit in (run.plan.max_cost_usd, settings().ptc_max_cost_usd) if limit is not None]
+    budget = Budget(
+        plan_limit=min(limits, default=None),
+        day_limit=settings().ptc_max_cost_usd_per_day,
+        unknown_price_per_mtok=settings().ptc_unknown_price_per_mtok,
+    )
+    return budget if budget.plan_limit is None else replace(budget, spent=budget.counted(store().calls(run)))
 
 
 def _examined(run: Run, progress: Progress, verdict: Verdict, files: list[CodeArtifact]) -> Step:

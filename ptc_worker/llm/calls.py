@@ -1,35 +1,35 @@
-"""One answer from whichever configured provider gives it: retry, fallback, deadline, and what it all cost."""
+"""One answer from whichever configured provider gives it: retry, fallback, deadline, budget, and what it all cost."""
 
 from __future__ import annotations
 
 import asyncio
 import time
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
-from uuid import uuid4
 
 import stamina
 import structlog
 
-from ptc_contracts.bill import ModelCall
+from ptc_contracts.bill import ModelCall, Request
+from ptc_worker.llm.billing import Begun
+from ptc_worker.llm.budget import Budget
 from ptc_worker.llm.errors import ModelError, TransientError, UnsendableError
-from ptc_worker.llm.prices import cost_usd
-from ptc_worker.llm.protocol import CHARS_PER_TOKEN, Tally
+from ptc_worker.llm.limits import HOLD_SECONDS
+from ptc_worker.llm.patience import ATTEMPTS, Patience, unless_silent
+from ptc_worker.llm.protocol import Tally
+from ptc_worker.llm.responses import Response, asked_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import AsyncIterator, Callable, Sequence
 
-    from ptc_worker.llm.protocol import Prompt, Provider, Reply
+    from ptc_worker.llm.protocol import Prompt, Provider
+    from ptc_worker.llm.responses import Responses
+    from ptc_worker.llm.shared import Shared
 
 log = structlog.get_logger(__name__)
 
-ATTEMPTS = 4
-"""Times one provider is asked before the next one is."""
-
 _DOUBT_SECONDS = 0.1
-
-LONGEST_WAIT = 30.0
-"""Seconds we wait at most when a provider asks us to; beyond, the fallback is asked at once."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,108 +46,166 @@ class NoAnswerError(Exception):
     """No provider answered; the message tells what each one said."""
 
 
-@dataclass
+class OverBudgetError(Exception):
+    """No provider's answer fits into what may be spent; the message has the figures."""
+
+
+class BusyError(Exception):
+    """Nobody can be asked for a while that is longer than a worker's slot should be held."""
+
+    def __init__(self, seconds: float, message: str) -> None:
+        super().__init__(seconds, message)
+        self.seconds = seconds
+        """After which it is worth asking again; before the deadline."""
+
+    def __str__(self) -> str:
+        return str(self.args[1])
+
+
+@dataclass(kw_only=True)
 class Caller:
-    """Asks providers in turn, within a deadline, and keeps the bill."""
+    """Asks providers in turn, within a deadline and a budget, and keeps the bill."""
 
     iteration: int
+    request: Request = Request.DRAFT
+    """What is asked for."""
     deadline: float
     """`time.monotonic()` at which everything stops."""
     may_pay: Callable[[], bool] = lambda: True
     """Whether a call may be begun now: the run may be somebody else's by now."""
+    shared: Shared | None = None
+    """What all workers share; without it there are no breakers, rates or days."""
+    responses: Responses | None = None
+    """The response cache; None where it is switched off or the plan wants no cache."""
+    budget: Budget = field(default_factory=Budget)
     calls: list[ModelCall] = field(default_factory=list)
-    """Every call that was or may have been billed, failed and abandoned ones included."""
+    """Every call, billed or not, failed and abandoned ones included."""
 
     async def ask(self, providers: Sequence[Provider], prompt: Prompt) -> Answer:
         """Return the first usable answer.
 
         Raises:
             TimeoutError: the deadline passed.
+            BusyError: nobody can be asked now, but there is time to wait for somebody.
+            OverBudgetError: nobody can be paid.
             NoAnswerError: every provider failed.
+            RedisError: it could not be told whether a call may be made.
         """
-        failures = []
-        async with asyncio.timeout(max(0.0, self.deadline - time.monotonic())):
+        failures: list[tuple[Provider, ModelError]] = []
+        async with asyncio.timeout(max(0.0, self._time_left())):
             for provider in providers:
                 try:
-                    return await self._ask_with_retries(provider, prompt)
-                except UnsendableError as error:
-                    failures.append(f"{provider.name} ({error})")
-                    break
+                    return await self._answer_of(provider, prompt, last=provider is providers[-1])
                 except ModelError as error:
-                    failures.append(f"{provider.name} ({error})")
+                    failures.append((provider, error))
                     log.warning("provider_given_up", provider=provider.name, error=error.kind)
-        raise NoAnswerError("no model answered: " + "; ".join(failures))
+                    if isinstance(error, UnsendableError):
+                        break
+        raise self._unanswered(failures)
 
-    async def _ask_with_retries(self, provider: Provider, prompt: Prompt) -> Answer:
-        async for attempt in stamina.retry_context(
-            on=self._worth_a_retry,
-            attempts=ATTEMPTS,
-            timeout=None,
-            wait_initial=0.5,
-            wait_max=8.0,
-        ):
+    async def _answer_of(self, provider: Provider, prompt: Prompt, *, last: bool) -> Answer:
+        """Return one provider's answer: the one it gave to somebody else, or a new one, if need be after retries."""
+        asked = asked_of(provider, prompt)
+        if self.responses and (known := await self.responses.find(asked)):
+            return self._remembered(provider, known, asked)
+        patience = Patience(self.deadline, last)
+        async for attempt in stamina.retry_context(on=patience.wait_after, attempts=ATTEMPTS, timeout=None):
             with attempt:
-                return await self._ask_once(provider, prompt)
-        raise AssertionError("stamina either returns or raises")  # pragma: no cover
+                answer, shortened = await self._ask_once(provider, prompt, patience)
+        if not (answer.truncated and shortened):  # where it was cut then is our budget's doing
+            await self._remember(answer, asked)
+        return answer
 
-    def _worth_a_retry(self, error: Exception) -> bool | float:
-        """Decide on another try with the same provider: no, yes, or yes after so many seconds."""
-        if not isinstance(error, TransientError):
-            return False
-        if error.retry_after is None:
-            return True
-        fits = error.retry_after < min(LONGEST_WAIT, self.deadline - time.monotonic())
-        return error.retry_after if fits else False
+    async def _ask_once(self, provider: Provider, prompt: Prompt, patience: Patience) -> tuple[Answer, bool]:
+        """Ask a provider; return its answer, and whether the budget allowed it less than the usual length."""
+        await self._sure_to_pay()
+        tally = Tally(model=provider.model)
+        async with self._admitted(provider, prompt, tally) as max_output_tokens:
+            await self._sure_to_pay()
+            call, outcome = self._begun(provider), "abandoned"
+            try:
+                asking = provider.ask(prompt, tally, max_output_tokens)
+                reply = await unless_silent(asking, tally, patience.silence)
+                if not reply.text.strip():
+                    raise TransientError("empty", "the answer holds no text")
+                outcome = "truncated" if reply.truncated else "ok"
+            except ModelError as error:
+                outcome = error.kind
+                raise
+            finally:
+                self._bill(call.ended(prompt, tally, outcome))
+        answer = Answer(text=reply.text, truncated=reply.truncated, provider=provider.name, model=tally.model)
+        return answer, max_output_tokens < provider.max_output_tokens
 
-    async def _ask_once(self, provider: Provider, prompt: Prompt) -> Answer:
+    async def _sure_to_pay(self) -> None:
+        """Wait while it is in doubt whether the run is still ours."""
         while not self.may_pay():  # noqa: ASYNC110 a thread learns of it, and no event of its reaches this loop
             await asyncio.sleep(_DOUBT_SECONDS)
-        tally = Tally(model=provider.model)
-        started = time.monotonic()
-        outcome = "abandoned"
-        try:
-            reply = await provider.ask(prompt, tally)
-            outcome = "truncated" if reply.truncated else "ok"
-        except ModelError as error:
-            outcome = error.kind
-            raise
-        finally:
-            self._bill(provider, prompt, tally, time.monotonic() - started, outcome)
-        return _answer(provider, tally, reply)
 
-    def _bill(self, provider: Provider, prompt: Prompt, tally: Tally, seconds: float, outcome: str) -> None:
+    @asynccontextmanager
+    async def _admitted(self, provider: Provider, prompt: Prompt, tally: Tally) -> AsyncIterator[int]:
+        """Let a call through that budget, breaker and limits allow; yield the most tokens its answer may have."""
+        spent = self.budget.spent + self.budget.counted(self.calls)
+        offer = self.budget.offer(provider, prompt, spent)
+        if self.shared is None:
+            yield offer.max_output_tokens
+            return
+        before = len(self.calls)
+        async with self.shared.admitting(
+            provider,
+            prompt,
+            offer,
+            day_limit=self.budget.day_limit,
+            tally=tally,
+            paid=lambda: self.budget.counted(self.calls[before:]),
+        ) as admitted:
+            yield admitted.max_output_tokens
+
+    def _begun(self, provider: Provider) -> Begun:
+        return Begun(provider=provider, iteration=self.iteration, request=self.request)
+
+    def _bill(self, row: ModelCall) -> None:
+        self.calls.append(row)
         log.info(
             "model_called",
-            provider=provider.name,
-            model=tally.model,
-            outcome=outcome,
-            seconds=round(seconds, 2),
+            provider=row.provider,
+            model=row.model,
+            outcome=row.outcome,
+            seconds=round(row.seconds, 2),
+            from_cache=row.from_cache,
         )
-        if not tally.accepted:
+
+    def _remembered(self, provider: Provider, known: Response, asked: str) -> Answer:
+        """Take a response out of the cache, and note what that saved."""
+        self._bill(self._begun(provider).remembered(known, asked))
+        return Answer(text=known.text, truncated=known.truncated, provider=provider.name, model=known.model)
+
+    async def _remember(self, answer: Answer, asked: str) -> None:
+        """Keep an answer for others."""
+        if self.responses is None:
             return
-        counted = tally.prompt_tokens is not None and tally.completion_tokens is not None
-        estimated = not counted or outcome not in {"ok", "truncated", "refused"}
-        if tally.prompt_tokens is None:
-            tally.prompt_tokens = round(prompt.chars / CHARS_PER_TOKEN)
-        if estimated:
-            written = round((tally.thought_chars + sum(map(len, tally.text))) / CHARS_PER_TOKEN)
-            tally.completion_tokens = max(tally.completion_tokens or 0, written)
-        self.calls.append(
-            ModelCall(
-                call_id=uuid4().hex,
-                iteration=self.iteration,
-                provider=provider.name,
-                model=tally.model,
-                prompt_tokens=tally.prompt_tokens,
-                cached_tokens=tally.cached_tokens,
-                completion_tokens=tally.completion_tokens or 0,
-                cost_usd=cost_usd(provider.name, tally),
-                seconds=round(seconds, 3),
-                outcome=outcome,
-                estimated=estimated,
-            )
+        call = self.calls[-1]
+        call.response = asked
+        response = Response(
+            text=answer.text,
+            truncated=answer.truncated,
+            model=answer.model,
+            tokens=call.prompt_tokens + call.completion_tokens,
+            cost_usd=call.cost_usd,
         )
+        await self.responses.keep(asked, response)
 
+    def _unanswered(self, failures: Sequence[tuple[Provider, ModelError]]) -> Exception:
+        """Tell why there is no answer by what would help: time, money, or neither."""
+        message = "; ".join(f"{provider.name} ({error})" for provider, error in failures)
+        errors = [error for _, error in failures]
+        if errors and all(error.kind == "budget" for error in errors):
+            return OverBudgetError(f"the budget ends here: {message}")
+        waits = [error.retry_after for error in errors if error.retry_after is not None]
+        hopeless = any(isinstance(error, UnsendableError) for error in errors)
+        if waits and not hopeless and (wait := max(HOLD_SECONDS, min(waits))) < self._time_left():
+            return BusyError(wait, f"no model can be asked for {wait:.0f} s: {message}")
+        return NoAnswerError(f"no model answered: {message}")
 
-def _answer(provider: Provider, tally: Tally, reply: Reply) -> Answer:
-    return Answer(text=reply.text, truncated=reply.truncated, provider=provider.name, model=tally.model)
+    def _time_left(self) -> float:
+        return self.deadline - time.monotonic()

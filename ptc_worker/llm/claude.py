@@ -29,29 +29,32 @@ class ClaudeProvider:
 
     def __init__(self, settings: ProviderSettings, max_output_tokens: int) -> None:
         self.model = settings.model
-        self._max_output_tokens = max_output_tokens
+        self.mark, self.rpm, self.tpm = settings.mark, settings.rpm, settings.tpm
+        self.max_output_tokens = max_output_tokens
         self._client = anthropic.AsyncAnthropic(
             api_key=settings.key_or_stand_in, base_url=settings.base_url, timeout=_TIMEOUT, max_retries=0
         )
 
-    async def ask(self, prompt: Prompt, tally: Tally) -> Reply:
+    async def ask(self, prompt: Prompt, tally: Tally, max_output_tokens: int) -> Reply:
         """Ask once, streaming. No sampling parameter is sent: current models refuse them."""
-        return await in_our_terms(self._ask(prompt, tally), anthropic.AnthropicError, httpx2.HTTPError)
+        answer = self._ask(prompt, tally, max_output_tokens)
+        return await in_our_terms(answer, anthropic.AnthropicError, httpx2.HTTPError)
 
     async def close(self) -> None:
         """Close the connections."""
         await self._client.close()
 
-    async def _ask(self, prompt: Prompt, tally: Tally) -> Reply:
-        return _reply(await self._stream(prompt, tally), tally)
+    async def _ask(self, prompt: Prompt, tally: Tally, max_output_tokens: int) -> Reply:
+        return _reply(await self._stream(prompt, tally, max_output_tokens), tally)
 
-    async def _stream(self, prompt: Prompt, tally: Tally) -> str | None:
+    async def _stream(self, prompt: Prompt, tally: Tally, max_output_tokens: int) -> str | None:
         messages: list[Any] = [{"role": m.role, "content": m.content} for m in prompt.messages]
         stream = await self._client.messages.create(
             model=self.model,
-            max_tokens=self._max_output_tokens,
+            max_tokens=max_output_tokens,
             system=prompt.system,
             messages=messages,
+            cache_control={"type": "ephemeral"},
             stream=True,
         )
         tally.accepted = True
@@ -78,11 +81,13 @@ def _take(event: RawMessageStreamEvent, tally: Tally) -> str | None:
             tally.model = event.message.model
             _count(event.message.usage, tally)
         case "content_block_delta" if event.delta.type == "text_delta":
-            tally.text.append(event.delta.text)
+            tally.write(event.delta.text)
         case "content_block_delta" if event.delta.type == "thinking_delta":
-            tally.thought_chars += len(event.delta.thinking)
+            tally.think(event.delta.thinking)
         case "message_delta":
             tally.completion_tokens = event.usage.output_tokens
+            details = event.usage.output_tokens_details
+            tally.reasoning_tokens = getattr(details, "thinking_tokens", None) or 0
             return event.delta.stop_reason
     return None
 

@@ -3,6 +3,7 @@
 ModelError
 ├── TransientError     ask the same provider again, after `retry_after` if it says so
 ├── UnavailableError   this provider will not answer: ask the fallback
+│   └── NotAskedError  nor was it asked, for a reason of our own
 └── UnsendableError    no provider will take this request: stop
 
 Vendor exceptions never travel further: one of them pickles its request, API key included, and another does
@@ -52,7 +53,7 @@ class ModelError(Exception):
     def __init__(self, kind: str, message: str, *, retry_after: float | None = None) -> None:
         super().__init__(kind, message[:_MAX_MESSAGE])
         self.kind = kind
-        """A stable name: `rate_limited`, `overloaded`, `auth`, `quota`, `refused` …"""
+        """A stable name: `rate_limited`, `overloaded`, `auth`, `quota`, `refused`, `empty` …"""
         self.retry_after = retry_after
         """Seconds the provider asks us to wait; None when it does not say."""
 
@@ -66,6 +67,10 @@ class TransientError(ModelError):
 
 class UnavailableError(ModelError):
     """This provider will not answer this request; another one may."""
+
+
+class NotAskedError(UnavailableError):
+    """Nothing was sent: `limited`, `resting` after failures, or above the `budget`; `retry_after` tells if waiting helps."""
 
 
 class UnsendableError(ModelError):

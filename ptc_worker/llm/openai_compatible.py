@@ -28,25 +28,27 @@ class OpenAICompatibleProvider:
     def __init__(self, settings: ProviderSettings, max_output_tokens: int) -> None:
         self.name = settings.name
         self.model = settings.model
+        self.mark, self.rpm, self.tpm = settings.mark, settings.rpm, settings.tpm
+        self.max_output_tokens = max_output_tokens
         # OpenAI's reasoning models refuse max_tokens; the others know nothing else.
-        limit = "max_completion_tokens" if settings.name == "openai" else "max_tokens"
-        self._limit = {limit: max_output_tokens}
+        self._limit = "max_completion_tokens" if settings.name == "openai" else "max_tokens"
         self._client = openai.AsyncOpenAI(
             api_key=settings.key_or_stand_in, base_url=settings.base_url, timeout=_TIMEOUT, max_retries=0
         )
 
-    async def ask(self, prompt: Prompt, tally: Tally) -> Reply:
+    async def ask(self, prompt: Prompt, tally: Tally, max_output_tokens: int) -> Reply:
         """Ask once, streaming. No sampling parameter is sent: current models refuse them."""
-        return await in_our_terms(self._ask(prompt, tally), openai.OpenAIError, httpx2.HTTPError)
+        answer = self._ask(prompt, tally, max_output_tokens)
+        return await in_our_terms(answer, openai.OpenAIError, httpx2.HTTPError)
 
     async def close(self) -> None:
         """Close the connections."""
         await self._client.close()
 
-    async def _ask(self, prompt: Prompt, tally: Tally) -> Reply:
-        return _reply(await self._stream(prompt, tally), tally)
+    async def _ask(self, prompt: Prompt, tally: Tally, max_output_tokens: int) -> Reply:
+        return _reply(await self._stream(prompt, tally, max_output_tokens), tally)
 
-    async def _stream(self, prompt: Prompt, tally: Tally) -> str | None:
+    async def _stream(self, prompt: Prompt, tally: Tally, max_output_tokens: int) -> str | None:
         messages: list[Any] = [{"role": "system", "content": prompt.system}]
         messages += [{"role": m.role, "content": m.content} for m in prompt.messages]
         stream = await self._client.chat.completions.create(
@@ -54,7 +56,7 @@ class OpenAICompatibleProvider:
             messages=messages,
             stream=True,
             stream_options={"include_usage": True},
-            extra_body=self._limit,
+            extra_body={self._limit: max_output_tokens},
         )
         finish_reason = None
         async with stream:
@@ -88,9 +90,10 @@ def _take(chunk: ChatCompletionChunk, tally: Tally) -> str | None:
         if choice.delta.refusal:
             raise UnavailableError("refused", "the model refused to answer")
         if choice.delta.content:
-            tally.text.append(choice.delta.content)
-        thought = choice.delta.model_extra or {}
-        tally.thought_chars += len(thought.get("reasoning_content") or thought.get("reasoning") or "")
+            tally.write(choice.delta.content)
+        extra = choice.delta.model_extra or {}
+        if thought := extra.get("reasoning_content") or extra.get("reasoning"):
+            tally.think(thought)
         if usage := (choice.model_extra or {}).get("usage"):  # Kimi's place for it
             _count(openai.types.CompletionUsage.model_construct(**usage), tally)
         if choice.finish_reason:
@@ -108,5 +111,7 @@ def _count(usage: CompletionUsage | None, tally: Tally) -> None:
     tally.prompt_tokens, tally.completion_tokens = usage.prompt_tokens, usage.completion_tokens
     tally.cached_tokens = cached or 0
     tally.cache_write_tokens = getattr(details, "cache_write_tokens", None) or 0
+    written = usage.completion_tokens_details
+    tally.reasoning_tokens = getattr(written, "reasoning_tokens", None) or 0
     if isinstance(cost := extra.get("cost"), int | float):  # OpenRouter tells what it bills
         tally.cost_usd = float(cost)

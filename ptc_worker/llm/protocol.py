@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 CHARS_PER_TOKEN = 3.5
 """For estimates alone, where a provider's own count never came: code in English runs at 3 to 4."""
@@ -28,6 +31,11 @@ class Prompt:
     def chars(self) -> int:
         """Length of the whole prompt."""
         return len(self.system) + sum(len(message.content) for message in self.messages)
+
+    @property
+    def tokens(self) -> int:
+        """Estimate of its tokens."""
+        return round(self.chars / CHARS_PER_TOKEN)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,13 +62,32 @@ class Tally:
     cache_write_tokens: int = 0
     """Of these, written to it."""
     completion_tokens: int | None = None
-    """Tokens written; None until the provider says."""
+    """Tokens written, reasoning included; None until the provider says."""
+    reasoning_tokens: int = 0
+    """Of these, reasoning, where the provider tells."""
     cost_usd: float | None = None
     """US dollars, where the provider itself tells."""
     thought_chars: int = 0
     """Length of the reasoning so far, which is billed as written and not part of the answer."""
     text: list[str] = field(default_factory=list)
     """The answer so far."""
+    heard: Callable[[], None] = lambda: None
+    """Called with each piece of text or reasoning."""
+
+    @property
+    def used_tokens(self) -> int:
+        """Tokens read and written; 0 for a request that was not accepted."""
+        return (self.prompt_tokens or 0) + (self.completion_tokens or 0) if self.accepted else 0
+
+    def write(self, text: str) -> None:
+        """Add a piece of the answer."""
+        self.text.append(text)
+        self.heard()
+
+    def think(self, thought: str) -> None:
+        """Add a piece of reasoning."""
+        self.thought_chars += len(thought)
+        self.heard()
 
 
 class Provider(Protocol):
@@ -70,9 +97,19 @@ class Provider(Protocol):
     """The plan's name for it: claude, kimi, openai or openrouter."""
     model: str
     """The model that is asked for."""
+    mark: str
+    """What tells its address and key from others, without naming them."""
+    rpm: int | None
+    """Most requests a minute, of all workers together."""
+    tpm: int | None
+    """Most tokens a minute, of all workers together."""
+    max_output_tokens: int
+    """Most tokens of an answer, reasoning included."""
 
-    async def ask(self, prompt: Prompt, tally: Tally) -> Reply:
+    async def ask(self, prompt: Prompt, tally: Tally, max_output_tokens: int) -> Reply:
         """Ask once, streaming, keeping the tally up to date.
+
+        `max_output_tokens` bounds this one answer.
 
         Raises:
             ModelError: there is no usable answer; nothing of the vendor's exception goes along.

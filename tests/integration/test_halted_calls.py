@@ -40,12 +40,14 @@ class Watched:
     def __init__(self, provider: Provider) -> None:
         self._provider = provider
         self.name, self.model = provider.name, provider.model
+        self.mark, self.rpm, self.tpm = provider.mark, provider.rpm, provider.tpm
+        self.max_output_tokens = provider.max_output_tokens
         self.tallies: list[Tally] = []
 
-    async def ask(self, prompt: Prompt, tally: Tally) -> Reply:
+    async def ask(self, prompt: Prompt, tally: Tally, max_output_tokens: int) -> Reply:
         """Ask, and show what the call has used so far."""
         self.tallies.append(tally)
-        return await self._provider.ask(prompt, tally)
+        return await self._provider.ask(prompt, tally, max_output_tokens)
 
     async def close(self) -> None:
         """Close the connections."""
@@ -109,7 +111,7 @@ def test_a_halted_answer_is_broken_off_and_billed(
 def test_a_request_that_nobody_has_answered_yet_is_given_up(
     name: LLMProvider, caller: Caller, thread: ThreadPoolExecutor
 ) -> None:
-    """The server sees the caller leave; what was not accepted is not billed."""
+    """The server sees the caller leave; what was not accepted is told, and not billed."""
     halt = Halt()
     with (
         replaying((PLAN, [ANSWER]), latency=3600) as server,
@@ -121,7 +123,7 @@ def test_a_request_that_nobody_has_answered_yet_is_given_up(
 
         with pytest.raises(HaltedError, match="lease_lost"):
             work.result()
-        assert caller.calls == []
+        assert [(call.outcome, call.billed) for call in caller.calls] == [("abandoned", False)]
         until(lambda: server.stats()["left"] == 1)
 
 

@@ -20,8 +20,9 @@ from support import answer_with, make_plan, replaying
 from ptc_contracts import LLMProvider
 from ptc_contracts.progress import Progress
 from ptc_worker.llm import open_provider
-from ptc_worker.llm.calls import ATTEMPTS, Answer, Caller, NoAnswerError
+from ptc_worker.llm.calls import Answer, Caller, NoAnswerError
 from ptc_worker.llm.errors import ModelError, TransientError, UnavailableError, UnsendableError
+from ptc_worker.llm.patience import ATTEMPTS
 from ptc_worker.llm.protocol import CHARS_PER_TOKEN, Message, Prompt, Tally
 from ptc_worker.llm.replay.faults import Fault
 from ptc_worker.prompts import build_prompt
@@ -126,7 +127,7 @@ def ask_once(
         tally = Tally(model=MODEL)
         async with opened(name, url, key=key) as provider:
             try:
-                return await provider.ask(prompt, tally), tally
+                return await provider.ask(prompt, tally, 1000), tally
             except ModelError as error:
                 return error, tally
 
@@ -368,15 +369,20 @@ def test_a_prompt_that_cannot_be_sent_stops(server: ReplayServer, name: LLMProvi
     assert (type(error), error.kind) == (UnsendableError, "bad_request")
 
 
+@pytest.mark.usefixtures("_no_waiting")
 @pytest.mark.parametrize("name", NAMES)
-def test_an_empty_answer_is_an_answer(server: ReplayServer, name: LLMProvider) -> None:
-    """The model ended its turn without text: whoever parses it says what is missing."""
+def test_an_empty_answer_is_paid_for_and_asked_for_again(server: ReplayServer, name: LLMProvider) -> None:
+    """The model ended its turn without text."""
     server.faults.script([Fault.EMPTY])
 
-    answer, (billed,) = call((name, server.url))
+    answer, rows = call((name, server.url))
 
-    assert answer == Answer(text="", truncated=False, provider=name.value, model=f"replay/{MODEL}")
-    assert (billed.outcome, billed.estimated) == ("ok", False)
+    assert isinstance(answer, Answer)
+    assert answer.text == ANSWER
+    assert [(row.outcome, row.billed, row.estimated) for row in rows] == [
+        ("empty", True, False),
+        ("ok", True, False),
+    ]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -439,12 +445,13 @@ def test_a_stream_that_broke_off_is_billed_as_estimated(
 def test_a_request_that_was_turned_away_is_not_billed(
     server: ReplayServer, name: LLMProvider, fault: Fault
 ) -> None:
-    """Only the good answer is on the bill."""
+    """The account tells of it, but only the good answer is on the bill."""
     server.faults.script([fault])
 
-    _, calls = call((name, server.url))
+    _, rows = call((name, server.url))
 
-    assert [billed.outcome for billed in calls] == ["ok"]
+    assert [(row.outcome, row.billed) for row in rows] == [(FAILURES[fault][1], False), ("ok", True)]
+    assert (rows[0].prompt_tokens, rows[0].cost_usd) == (0, 0.0)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -172,7 +172,8 @@ class _Handler(BaseHTTPRequestHandler):
         if turn is None or part is None:
             self.server.count("unknown", turn)
             wanted = f"plan and turn {turn}" if turn else "this prompt"
-            self._send_json(404, dialect.error("not_found_error", f"no recording for {wanted}"))
+            # Not 404: there is a model, and other plans may well be recorded.
+            self._send_json(400, dialect.error("invalid_request_error", f"no recording for {wanted}"))
             return
         fault = self.server.faults.draw()
         self.server.count("faults" if fault else "calls", turn)
