@@ -22,11 +22,16 @@ MAX_TOTAL_CHARS = 4_000_000
 """Bounds on one answer: above what any model writes in one reply, below what hurts us."""
 MAX_PROBLEMS = 20
 """How many problems are told one by one."""
+MAX_DISPUTES = 3
+MAX_DISPUTE_CHARS = 1_000
+"""Bounds on what a model may say against the tests in one answer."""
 
 _OPEN = re.compile(r"""^\s{0,3}<file\s+path\s*=\s*(["'])(?P<path>[^"'<>]*)\1\s*>\s*$""")
 _ALMOST_OPEN = re.compile(r"^\s*<file\b", re.IGNORECASE)
 _CLOSE = re.compile(r"^\s{0,3}</file\s*>\s*$")
 _DELETE = re.compile(r"""^\s{0,3}<delete\s+path\s*=\s*(["'])(?P<path>[^"'<>]*)\1\s*/?>\s*$""")
+_DISPUTE = re.compile(r"^\s{0,3}<dispute\s*>(?P<text>.*)")
+_DISPUTE_END = re.compile(r"</dispute\s*+>")
 _FENCE = re.compile(r"^\s{0,3}(?P<ticks>`{3,}+|~{3,}+)(?P<info>[^`]*+)$")
 _PATH_ON_LINE = re.compile(
     r"""^\s*(?:(?:[#>*-]+|\d+[.)])\s+)*[`*"']*(?:file(?:name)?\s*:[\s`*"']*)?"""
@@ -53,6 +58,10 @@ class ParsedAnswer:
     """What could not be used, one sentence each."""
     complete: bool = True
     """False when the last file was cut."""
+    open_path: str | None = None
+    """The path of the file that was cut, if it stands in a whole tag and is safe."""
+    disputes: list[str] = field(default_factory=list)
+    """What the answer says against tests, note by note, each shortened to `MAX_DISPUTE_CHARS`."""
 
 
 def parse_answer(text: str) -> ParsedAnswer:
@@ -61,7 +70,8 @@ def parse_answer(text: str) -> ParsedAnswer:
     The form asked for is `<file path="…">`, content, `</file>`; a closing tag that was forgotten is tolerated
     where another file follows, and a file that is still open at the end is dropped. An answer without any tag
     is read as fenced blocks whose path stands above them, behind the fence, or in a comment on their first
-    line. A block without a path is a problem, not a guess. Time is linear in the length of the text.
+    line. A block without a path is a problem, not a guess. Outside of files, `<dispute>` … `</dispute>` is a note
+    against tests. Time is linear in the length of the text.
     """
     lines = _normalised(text).split("\n")
     tagged = any(_OPEN.match(line) or _DELETE.match(line) for line in lines)
@@ -82,8 +92,10 @@ class _Collector:
         self._files: dict[str, CodeArtifact] = {}
         self._chars = 0
         self.deleted: list[str] = []
+        self.disputes: list[str] = []
         self.problems: list[str] = []
         self.complete = True
+        self.open_path: str | None = None
 
     def add(self, path: str, content: str) -> None:
         path = _tidied(path)
@@ -114,6 +126,44 @@ class _Collector:
         else:
             self.deleted.append(path)
 
+    def dispute(self, lines: list[str], start: int) -> int:
+        """Take the note that opens on a line; return the position of the line that follows.
+
+        One that is not closed ends where a file or a removal begins; else it is not taken, for it could be anything.
+        """
+        body: list[str] = []
+        for position in range(start, len(lines)):
+            line = lines[position]
+            if _OPEN.match(line) or _DELETE.match(line):
+                self._note(body)
+                return position
+            if opening := _DISPUTE.match(line):
+                if position > start:
+                    break
+                line = opening["text"]
+            if end := _DISPUTE_END.search(line):
+                self._note([*body, line[: end.start()]])
+                return position + 1
+            body.append(line)
+        self.problems.append("a dispute was not taken: it is not closed")
+        return start + 1
+
+    def _note(self, body: list[str]) -> None:
+        text = (
+            "\n".join(body).strip()[:MAX_DISPUTE_CHARS].encode(errors="replace").decode().replace("\0", "?")
+        )
+        if text and len(self.disputes) == MAX_DISPUTES:
+            self.problems.append(f"a dispute was not taken: there are more than {MAX_DISPUTES}")
+        elif text:
+            self.disputes.append(text)
+
+    def cut(self, path: str) -> None:
+        """Note the file that the end of the answer cuts off."""
+        self.complete = False
+        self.problems.append(f"{_shown(path)} was not taken: the answer ends in the middle of it")
+        tidied = _tidied(path)
+        self.open_path = None if untidy_reason(tidied) else tidied
+
     def answer(self) -> ParsedAnswer:
         folders = {
             str(parent).casefold() for file in self._files.values() for parent in _parents(file.file_path)
@@ -128,13 +178,18 @@ class _Collector:
             deleted=list(dict.fromkeys(self.deleted)),
             problems=self.problems,
             complete=self.complete,
+            open_path=self.open_path,
+            disputes=self.disputes,
         )
 
 
 def _tagged_blocks(lines: list[str], collector: _Collector) -> Iterator[tuple[str, str]]:
     path: str | None = None
     body: list[str] = []
-    for number, line in enumerate(lines, 1):
+    position = 0
+    while position < len(lines):
+        line = lines[position]
+        position += 1
         if opening := _OPEN.match(line):
             if path is not None:
                 yield path, _content(path, body)
@@ -146,13 +201,14 @@ def _tagged_blocks(lines: list[str], collector: _Collector) -> Iterator[tuple[st
             body.append(line)
         elif deletion := _DELETE.match(line):
             collector.delete(deletion["path"])
+        elif _DISPUTE.match(line):
+            position = collector.dispute(lines, position - 1)
         elif _ALMOST_OPEN.match(line):
             collector.problems.append(
-                f'line {number} was not understood: a file starts with <file path="…"> alone on its line'
+                f'line {position} was not understood: a file starts with <file path="…"> alone on its line'
             )
     if path is not None:
-        collector.complete = False
-        collector.problems.append(f"{_shown(path)} was not taken: the answer ends in the middle of it")
+        collector.cut(path)
 
 
 def _fenced_blocks(lines: list[str], collector: _Collector) -> Iterator[tuple[str, str]]:
@@ -161,6 +217,9 @@ def _fenced_blocks(lines: list[str], collector: _Collector) -> Iterator[tuple[st
     position = 0
     while position < len(lines):
         opening = _FENCE.match(lines[position])
+        if _DISPUTE.match(lines[position]):
+            position = collector.dispute(lines, position)
+            continue
         if not opening:
             above = lines[position] if lines[position].strip() else above
             position += 1
