@@ -89,7 +89,7 @@ class _Collector:
     """Gathers files under the rules for paths, sizes and duplicates."""
 
     def __init__(self) -> None:
-        self._files: dict[str, CodeArtifact] = {}
+        self._files: dict[str, tuple[str, str]] = {}
         self._chars = 0
         self.deleted: list[str] = []
         self.disputes: list[str] = []
@@ -103,13 +103,13 @@ class _Collector:
             self.problems.append(f"{_shown(path)} was not taken: {reason}")
             return
         if earlier := self._files.pop(path.casefold(), None):
-            self._chars -= len(earlier.content)
+            self._chars -= len(earlier[1])
             self.problems.append(f"{path!r} was given more than once; the last one counts")
         if len(self._files) >= MAX_FILES or self._chars + len(content) > MAX_TOTAL_CHARS:
             self.problems.append(f"{path!r} was not taken: the answer is larger than a project may be")
             return
         self._chars += len(content)
-        self._files[path.casefold()] = artifact(path, content)
+        self._files[path.casefold()] = path, content
 
     @staticmethod
     def _content_reason(content: str) -> str | None:
@@ -165,16 +165,14 @@ class _Collector:
         self.open_path = None if untidy_reason(tidied) else tidied
 
     def answer(self) -> ParsedAnswer:
-        folders = {
-            str(parent).casefold() for file in self._files.values() for parent in _parents(file.file_path)
-        }
+        folders = {str(parent).casefold() for path, _ in self._files.values() for parent in _parents(path)}
         clashes = [name for name in self._files if name in folders]
         for name in clashes:
-            self.problems.append(f"{self._files.pop(name).file_path!r} was not taken: it is a folder, too")
+            self.problems.append(f"{self._files.pop(name)[0]!r} was not taken: it is a folder, too")
         if (more := len(self.problems) - MAX_PROBLEMS) > 0:
             self.problems[MAX_PROBLEMS:] = [f"… and {more} more problems"]
         return ParsedAnswer(
-            files=list(self._files.values()),
+            files=[artifact(*file) for file in self._files.values()],
             deleted=list(dict.fromkeys(self.deleted)),
             problems=self.problems,
             complete=self.complete,
@@ -285,8 +283,9 @@ def _joined(body: Iterable[str]) -> str:
 
 def _tidied(path: str) -> str:
     path = path.strip().removeprefix("./")
-    too_long = len(path) > 4 * MAX_PATH_CHARS  # normalising is quadratic in the length of a run of accents
-    return path if too_long else unicodedata.normalize("NFC", path)
+    # Normalising is quadratic in the length of a run of accents; what is left of a long path is still too long.
+    most = 4 * MAX_PATH_CHARS
+    return path[: most + 1] if len(path) > most else unicodedata.normalize("NFC", path)
 
 
 def _shown(path: str) -> str:

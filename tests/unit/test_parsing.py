@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import pytest
+from hostile_answers import hostile_answers
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -432,35 +433,10 @@ def test_an_answer_without_any_block_holds_nothing(answer: str) -> None:
     assert parsed == parsing.ParsedAnswer()
 
 
-_N = 400_000
-_HOSTILE = {
-    "backticks": "`" * _N,
-    "tildes": "~" * _N + "`",
-    "open tags": "<file " * (_N // 6),
-    "spaces in a tag": "<file" + " " * _N + "x",
-    "spaces before an equals sign": "<file path" + " " * _N + "x",
-    "spaces in a closing tag": '<file path="a">\n</file' + " " * _N + "x",
-    "hashes": "#" * _N,
-    "lines of spaces": "    \n" * (_N // 5),
-    "blank lines in a file": '<file path="a">\n' + "\n" * _N + "x\n</file>",
-    "long path": f'<file path="{"a/" * _N}">\n</file>',
-    "accents in a path": '<file path="a' + "\u0315\u0300" * (_N // 2) + '">',
-    "digits above blocks": ("1" * 398 + "!\n```\n```\n") * (_N // 400),
-    "stars above blocks": ("*" * 398 + "!\n```\n```\n") * (_N // 400),
-    "hashes above blocks": ("# " * 199 + "!\n```\n```\n") * (_N // 400),
-    "words behind fences": ("```" + "a=" * 190 + "!\n```\n") * (_N // 400),
-    "unclosed blocks": "```a\n" * (_N // 5),
-    "blocks without paths": "```\n```\n" * (_N // 8),
-    "unclosed files": '<file path="a">\n' * (_N // 16),
-    "unclosed disputes": "<dispute>\n" * (_N // 10),
-    "disputes": "<dispute>x</dispute>\n" * (_N // 20),
-    "a dispute that ends nowhere": "<dispute>\n" + "x\n```\n" * (_N // 6),
-    "half ends of a dispute": "<dispute>" + "</dispute " * (_N // 10),
-    "spaces in the end of a dispute": "<dispute>\n</dispute" + " " * _N + "x",
-}  # fmt: skip
+HOSTILE = hostile_answers(400_000)
 
 
-@pytest.mark.parametrize("answer", _HOSTILE.values(), ids=_HOSTILE)
+@pytest.mark.parametrize("answer", HOSTILE.values(), ids=HOSTILE)
 def test_a_hostile_answer_is_read_to_its_end(answer: str) -> None:
     """Text made to keep a parser busy for hours is only odd, and what it leaves is small."""
     parsed = parse_answer(answer)
