@@ -101,7 +101,7 @@ def _run_once(
             timeout=seconds,
         )
         told = "python " + shlex.join(command[1:])
-        verdict = judge(ran, EventLog.parse(ran.events, key), told, expected_of(files))
+        verdict = judge(ran, EventLog.parse(ran.events, key), told, expected_of(files), box.root)
         log.info("tests_ran", outcome=verdict.outcome.value, seconds=round(ran.duration_seconds, 2))
         return verdict, box.isolation
 
