@@ -36,6 +36,10 @@ _CUT_CHARS = 80
 """Characters between two blocks, and of the words that say how much was cut out of one."""
 
 
+_RAN = {"passed", "xpassed", "failed", "error"}
+"""What becomes of a test that was not left out."""
+
+
 @dataclass
 class EventLog:
     """The events of a run, as far as the log can be trusted."""
@@ -219,6 +223,7 @@ class _Facts:
         ]
         if self.ended and not self.log.collect_errors:
             told += self._missing(expected)
+            told += self._passed_over(expected)
             told += [
                 f"{test} was collected and then left out without a report"
                 for test, became in self.outcomes.items()
@@ -227,6 +232,14 @@ class _Facts:
         if self.ended and self.log.exit_code and self.ran.exit_code == 0:
             told.append(f"pytest ended with {self.log.exit_code}, but its process with 0")
         return [*dict.fromkeys([*told, *expected.doubts])]
+
+    def _passed_over(self, expected: Expected) -> list[str]:
+        ran = {test.partition("::")[0] for test, became in self.outcomes.items() if became in _RAN}
+        return (
+            ["none of the tests that the plan gave ran"]
+            if expected.given and not ran & expected.given
+            else []
+        )
 
     def _missing(self, expected: Expected) -> list[str]:
         places = {without_parameters(test): place for test, place in self.log.places.items()}
