@@ -19,6 +19,7 @@ from packaging.requirements import InvalidRequirement, Requirement
 from packaging.utils import canonicalize_name
 
 from ptc_contracts.verdicts import Outcome, Verdict
+from ptc_worker.failures import normalised, signature_of
 from ptc_worker.gate import syntax_tree, toml_tree
 
 if TYPE_CHECKING:
@@ -104,6 +105,7 @@ def missing_verdict(sentences: Sequence[str]) -> Verdict:
     return Verdict(
         outcome=Outcome.MISSING_DEPENDENCY,
         feedback="\n".join(["The tests were not run, for something is missing:", *told]),
+        signature=signature_of(Outcome.MISSING_DEPENDENCY, map(normalised, sentences)),
     )
 
 

@@ -11,7 +11,7 @@ from ptc_worker.filetypes import is_pytest_file, is_test
 from ptc_worker.gate import syntax_tree
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Collection, Iterable, Iterator, Sequence
 
     from ptc_contracts.result import CodeArtifact
 
@@ -36,6 +36,8 @@ class Expected:
     """Tests, classes and files that say on which condition they are skipped or expected to fail."""
     doubts: list[str] = field(default_factory=list)
     """What makes passed tests prove nothing, in sentences."""
+    given: set[str] = field(default_factory=set)
+    """Files of tests that the plan gave: at least one of these tests must run."""
 
     def may_be_left_out(self, test: str) -> bool:
         """Tell whether a test, or what it stands in, says on which condition it is left out."""
@@ -43,15 +45,21 @@ class Expected:
         return any("::".join(parts[:depth]) in self.conditional for depth in range(1, len(parts) + 1))
 
 
-def expected_of(files: Sequence[CodeArtifact]) -> Expected:
-    """Read a draft's files; what cannot be parsed promises nothing."""
+def expected_of(files: Sequence[CodeArtifact], given: Collection[str] = ()) -> Expected:
+    """Read a draft's files; what cannot be parsed promises nothing.
+
+    `given` are the paths of those that no model wrote: their tests are left out as they say, on a condition or not.
+    """
     expected = Expected()
     for file in files:
         if not file.file_path.endswith(".py") or (tree := syntax_tree(file.content)) is None:
             continue
         if is_pytest_file(file.file_path) and _is_collected(file.file_path):
             _read_tests(file.file_path, tree, expected)
-        if not is_test(file.file_path):
+            if file.file_path in given:
+                expected.given.add(file.file_path)
+                _read_skips(file.file_path, tree.body, expected, set())
+        if not is_test(file.file_path) and file.file_path not in given:
             expected.doubts.extend(f"{file.file_path}:{doubt}" for doubt in _doubts(tree))
     return expected
 
@@ -98,6 +106,28 @@ def _read_test(place: str, node: _Function, conditions: set[str], expected: Expe
         sure = all("mark" in names for names in decorators)
         first = node.decorator_list[0].lineno if node.decorator_list else node.lineno
         expected.tests[test] = first if sure else None
+
+
+def _read_skips(place: str, body: list[ast.stmt], expected: Expected, known: set[str]) -> None:
+    """Note all places that skip or expect a failure; `known` are names of marks that do."""
+    for node in body:
+        match node:
+            case ast.ClassDef():
+                if any(_names_skip(decorator, known) for decorator in node.decorator_list):
+                    expected.conditional.add(f"{place}::{node.name}")
+                _read_skips(f"{place}::{node.name}", node.body, expected, known)
+            case ast.FunctionDef() | ast.AsyncFunctionDef():
+                if _names_skip(node, known):
+                    expected.conditional.add(f"{place}::{node.name}")
+            case ast.Assign() if _names_skip(node, known) and "pytestmark" not in _bound(node):
+                known.update(_bound(node))
+            case _ if _names_skip(node, known):
+                expected.conditional.add(place)
+
+
+def _names_skip(node: ast.AST, known: set[str]) -> bool:
+    names = {getattr(part, "attr", getattr(part, "id", None)) for part in ast.walk(node)}
+    return bool(names & (_SKIPS | _CONDITIONS | known | {"expectedFailure"}))
 
 
 def _holds_tests(node: ast.ClassDef) -> bool:

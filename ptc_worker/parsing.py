@@ -22,11 +22,16 @@ MAX_TOTAL_CHARS = 4_000_000
 """Bounds on one answer: above what any model writes in one reply, below what hurts us."""
 MAX_PROBLEMS = 20
 """How many problems are told one by one."""
+MAX_DISPUTES = 3
+MAX_DISPUTE_CHARS = 1_000
+"""Bounds on what a model may say against the tests in one answer."""
 
 _OPEN = re.compile(r"""^\s{0,3}<file\s+path\s*=\s*(["'])(?P<path>[^"'<>]*)\1\s*>\s*$""")
 _ALMOST_OPEN = re.compile(r"^\s*<file\b", re.IGNORECASE)
 _CLOSE = re.compile(r"^\s{0,3}</file\s*>\s*$")
 _DELETE = re.compile(r"""^\s{0,3}<delete\s+path\s*=\s*(["'])(?P<path>[^"'<>]*)\1\s*/?>\s*$""")
+_DISPUTE = re.compile(r"^\s{0,3}<dispute\s*>(?P<text>.*)")
+_DISPUTE_END = re.compile(r"</dispute\s*+>")
 _FENCE = re.compile(r"^\s{0,3}(?P<ticks>`{3,}+|~{3,}+)(?P<info>[^`]*+)$")
 _PATH_ON_LINE = re.compile(
     r"""^\s*(?:(?:[#>*-]+|\d+[.)])\s+)*[`*"']*(?:file(?:name)?\s*:[\s`*"']*)?"""
@@ -54,9 +59,9 @@ class ParsedAnswer:
     complete: bool = True
     """False when the last file was cut."""
     open_path: str | None = None
-    """The file that was cut, where its path is known."""
+    """The path of the file that was cut, if it stands in a whole tag and is safe."""
     disputes: list[str] = field(default_factory=list)
-    """Which tests the answer says contradict the plan, and why, in its words."""
+    """What the answer says against tests, note by note, each shortened to `MAX_DISPUTE_CHARS`."""
 
 
 def parse_answer(text: str) -> ParsedAnswer:
@@ -65,7 +70,8 @@ def parse_answer(text: str) -> ParsedAnswer:
     The form asked for is `<file path="…">`, content, `</file>`; a closing tag that was forgotten is tolerated
     where another file follows, and a file that is still open at the end is dropped. An answer without any tag
     is read as fenced blocks whose path stands above them, behind the fence, or in a comment on their first
-    line. A block without a path is a problem, not a guess. Time is linear in the length of the text.
+    line. A block without a path is a problem, not a guess. Outside of files, `<dispute>` … `</dispute>` is a note
+    against tests. Time is linear in the length of the text.
     """
     lines = _normalised(text).split("\n")
     tagged = any(_OPEN.match(line) or _DELETE.match(line) for line in lines)
@@ -83,11 +89,13 @@ class _Collector:
     """Gathers files under the rules for paths, sizes and duplicates."""
 
     def __init__(self) -> None:
-        self._files: dict[str, CodeArtifact] = {}
+        self._files: dict[str, tuple[str, str]] = {}
         self._chars = 0
         self.deleted: list[str] = []
+        self.disputes: list[str] = []
         self.problems: list[str] = []
         self.complete = True
+        self.open_path: str | None = None
 
     def add(self, path: str, content: str) -> None:
         path = _tidied(path)
@@ -95,13 +103,13 @@ class _Collector:
             self.problems.append(f"{_shown(path)} was not taken: {reason}")
             return
         if earlier := self._files.pop(path.casefold(), None):
-            self._chars -= len(earlier.content)
+            self._chars -= len(earlier[1])
             self.problems.append(f"{path!r} was given more than once; the last one counts")
         if len(self._files) >= MAX_FILES or self._chars + len(content) > MAX_TOTAL_CHARS:
             self.problems.append(f"{path!r} was not taken: the answer is larger than a project may be")
             return
         self._chars += len(content)
-        self._files[path.casefold()] = artifact(path, content)
+        self._files[path.casefold()] = path, content
 
     @staticmethod
     def _content_reason(content: str) -> str | None:
@@ -118,27 +126,68 @@ class _Collector:
         else:
             self.deleted.append(path)
 
+    def dispute(self, lines: list[str], start: int) -> int:
+        """Take the note that opens on a line; return the position of the line that follows.
+
+        One that is not closed ends where a file or a removal begins; else it is not taken, for it could be anything.
+        """
+        body: list[str] = []
+        for position in range(start, len(lines)):
+            line = lines[position]
+            if _OPEN.match(line) or _DELETE.match(line):
+                self._note(body)
+                return position
+            if opening := _DISPUTE.match(line):
+                if position > start:
+                    break
+                line = opening["text"]
+            if end := _DISPUTE_END.search(line):
+                self._note([*body, line[: end.start()]])
+                return position + 1
+            body.append(line)
+        self.problems.append("a dispute was not taken: it is not closed")
+        return start + 1
+
+    def _note(self, body: list[str]) -> None:
+        text = (
+            "\n".join(body).strip()[:MAX_DISPUTE_CHARS].encode(errors="replace").decode().replace("\0", "?")
+        )
+        if text and len(self.disputes) == MAX_DISPUTES:
+            self.problems.append(f"a dispute was not taken: there are more than {MAX_DISPUTES}")
+        elif text:
+            self.disputes.append(text)
+
+    def cut(self, path: str) -> None:
+        """Note the file that the end of the answer cuts off."""
+        self.complete = False
+        self.problems.append(f"{_shown(path)} was not taken: the answer ends in the middle of it")
+        tidied = _tidied(path)
+        self.open_path = None if untidy_reason(tidied) else tidied
+
     def answer(self) -> ParsedAnswer:
-        folders = {
-            str(parent).casefold() for file in self._files.values() for parent in _parents(file.file_path)
-        }
+        folders = {str(parent).casefold() for path, _ in self._files.values() for parent in _parents(path)}
         clashes = [name for name in self._files if name in folders]
         for name in clashes:
-            self.problems.append(f"{self._files.pop(name).file_path!r} was not taken: it is a folder, too")
+            self.problems.append(f"{self._files.pop(name)[0]!r} was not taken: it is a folder, too")
         if (more := len(self.problems) - MAX_PROBLEMS) > 0:
             self.problems[MAX_PROBLEMS:] = [f"… and {more} more problems"]
         return ParsedAnswer(
-            files=list(self._files.values()),
+            files=[artifact(*file) for file in self._files.values()],
             deleted=list(dict.fromkeys(self.deleted)),
             problems=self.problems,
             complete=self.complete,
+            open_path=self.open_path,
+            disputes=self.disputes,
         )
 
 
 def _tagged_blocks(lines: list[str], collector: _Collector) -> Iterator[tuple[str, str]]:
     path: str | None = None
     body: list[str] = []
-    for number, line in enumerate(lines, 1):
+    position = 0
+    while position < len(lines):
+        line = lines[position]
+        position += 1
         if opening := _OPEN.match(line):
             if path is not None:
                 yield path, _content(path, body)
@@ -150,13 +199,14 @@ def _tagged_blocks(lines: list[str], collector: _Collector) -> Iterator[tuple[st
             body.append(line)
         elif deletion := _DELETE.match(line):
             collector.delete(deletion["path"])
+        elif _DISPUTE.match(line):
+            position = collector.dispute(lines, position - 1)
         elif _ALMOST_OPEN.match(line):
             collector.problems.append(
-                f'line {number} was not understood: a file starts with <file path="…"> alone on its line'
+                f'line {position} was not understood: a file starts with <file path="…"> alone on its line'
             )
     if path is not None:
-        collector.complete = False
-        collector.problems.append(f"{_shown(path)} was not taken: the answer ends in the middle of it")
+        collector.cut(path)
 
 
 def _fenced_blocks(lines: list[str], collector: _Collector) -> Iterator[tuple[str, str]]:
@@ -165,6 +215,9 @@ def _fenced_blocks(lines: list[str], collector: _Collector) -> Iterator[tuple[st
     position = 0
     while position < len(lines):
         opening = _FENCE.match(lines[position])
+        if _DISPUTE.match(lines[position]):
+            position = collector.dispute(lines, position)
+            continue
         if not opening:
             above = lines[position] if lines[position].strip() else above
             position += 1
@@ -230,8 +283,9 @@ def _joined(body: Iterable[str]) -> str:
 
 def _tidied(path: str) -> str:
     path = path.strip().removeprefix("./")
-    too_long = len(path) > 4 * MAX_PATH_CHARS  # normalising is quadratic in the length of a run of accents
-    return path if too_long else unicodedata.normalize("NFC", path)
+    # Normalising is quadratic in the length of a run of accents; what is left of a long path is still too long.
+    most = 4 * MAX_PATH_CHARS
+    return path[: most + 1] if len(path) > most else unicodedata.normalize("NFC", path)
 
 
 def _shown(path: str) -> str:

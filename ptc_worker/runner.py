@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import secrets
 import shlex
 import threading
@@ -14,20 +15,23 @@ from typing import TYPE_CHECKING
 import structlog
 from packaging.utils import canonicalize_name
 
+from ptc_contracts.paths import clashes_among
 from ptc_worker.environments import environment
 from ptc_worker.expected import expected_of
+from ptc_worker.filetypes import artifact
 from ptc_worker.once import once
 from ptc_worker.sandbox import open_sandbox
 from ptc_worker.sandbox.protocol import IsolationRefusedError, SandboxError
 from ptc_worker.verdict import EventLog, judge
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
     from ptc_contracts import CodeArtifact
     from ptc_contracts.verdicts import Verdict
     from ptc_worker.halt import Halt
+    from ptc_worker.sandbox.protocol import Sandbox
     from ptc_worker.settings import WorkerSettings
 
 log = structlog.get_logger(__name__)
@@ -43,10 +47,13 @@ def run_tests(
     requirements: Sequence[str],
     seconds: float,
     halt: Halt,
+    *,
+    given: Mapping[str, str] | None = None,
 ) -> tuple[Verdict, str]:
     """Run a project's tests for at most so many seconds; return the verdict and what isolated them.
 
-    A sandbox that fails is replaced once: that is our fault, not the draft's. One that is refused is not.
+    `given` are tests that no model wrote, path to content: they take the place of the project's own files, and
+    whatever changes them makes the verdict red. A sandbox that fails is replaced once: that is our fault, not the draft's. One that is refused is not.
 
     Raises:
         InstallError: the packages cannot be installed.
@@ -64,7 +71,8 @@ def run_tests(
             if left <= 0:
                 raise TimeoutError("no time was left for the tests")
             try:
-                return _run_once(settings, files, folder, min(left, settings.ptc_test_timeout), halt)
+                project = _Project(files, given or {})
+                return _run_once(settings, project, folder, min(left, settings.ptc_test_timeout), halt)
             except IsolationRefusedError:
                 raise
             except SandboxError as error:
@@ -75,13 +83,38 @@ def run_tests(
     raise AssertionError("the loop returns or raises")  # pragma: no cover
 
 
+class _Project:
+    """A draft's files, and the tests that its plan gave in their places."""
+
+    def __init__(self, files: Sequence[CodeArtifact], given: Mapping[str, str]) -> None:
+        self.given = given
+        self.drafted = [file for file in files if not clashes_among([file.file_path, *given])]
+        self.files = [*self.drafted, *(artifact(path, content) for path, content in given.items())]
+
+    def write(self, box: Sandbox) -> None:
+        """Write the draft, then the given tests.
+
+        Raises:
+            SandboxError: they are not there as they were written.
+        """
+        box.write({f"project/{file.file_path}": file.content.encode() for file in self.drafted})
+        box.write({f"project/{path}": text.encode() for path, text in self.given.items()}, read_only=True)
+        if changed := self.changed(box):
+            raise SandboxError(f"{changed[0]} is not there as it was written")
+
+    def changed(self, box: Sandbox) -> list[str]:
+        """Name the given tests that are not what they were."""
+        wanted = {path: text.encode() for path, text in self.given.items()}
+        return [path for path, text in wanted.items() if box.read(f"project/{path}", len(text) + 1) != text]
+
+
 def _run_once(
-    settings: WorkerSettings, files: Sequence[CodeArtifact], folder: Path, seconds: float, halt: Halt
+    settings: WorkerSettings, project: _Project, folder: Path, seconds: float, halt: Halt
 ) -> tuple[Verdict, str]:
     key = secrets.token_bytes(32)
-    command = pytest_command(folder, files)
+    command = pytest_command(folder, project.files)
     with open_sandbox(settings, folder) as box, halt.calling(box.stop):
-        box.write({f"project/{file.file_path}": file.content.encode() for file in files})
+        project.write(box)
         box.write({"ptc/key": key, "home/.keep": b"", "tmp/.keep": b""})
         ran = box.exec(
             command,
@@ -92,6 +125,7 @@ def _run_once(
                 "USER": "sandbox",
                 "LANG": "C.UTF-8",
                 "PTC_KEY": f"{box.root}/ptc/key",
+                "PTC_GIVEN": json.dumps([*project.given]),
                 "PYTHONDONTWRITEBYTECODE": "1",
                 "PYTHONHASHSEED": "0",
                 "OPENBLAS_NUM_THREADS": "1",
@@ -100,8 +134,13 @@ def _run_once(
             cwd="project",
             timeout=seconds,
         )
+        events = EventLog.parse(ran.events, key)
+        if not (
+            ran.timed_out or ran.output_limited or ran.out_of_memory
+        ):  # then the sandbox may be gone, too
+            events.meddling += [f"{path}, which the plan gave, was changed" for path in project.changed(box)]
         told = "python " + shlex.join(command[1:])
-        verdict = judge(ran, EventLog.parse(ran.events, key), told, expected_of(files))
+        verdict = judge(ran, events, told, expected_of(project.files, project.given), box.root)
         log.info("tests_ran", outcome=verdict.outcome.value, seconds=round(ran.duration_seconds, 2))
         return verdict, box.isolation
 

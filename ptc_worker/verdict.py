@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hmac
 import json
+import re
 from collections import Counter
 from dataclasses import dataclass, field
 from hashlib import blake2b
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from ptc_contracts.result import TestResult
 from ptc_contracts.verdicts import Outcome, Verdict
 from ptc_worker.expected import Expected, without_parameters
+from ptc_worker.failures import Failure, grouped, last_lines, normalised, signature_of
 
 if TYPE_CHECKING:
     from ptc_worker.sandbox.protocol import ExecResult
@@ -29,6 +31,13 @@ KEPT_ID_CHARS = 200
 FEEDBACK_TESTS = 8
 FEEDBACK_CHARS = 6_000
 """Bounds on what a model is told of a red run: the first failures say most, and context is not free."""
+_BETWEEN = 2
+_CUT_CHARS = 80
+"""Characters between two blocks, and of the words that say how much was cut out of one."""
+
+
+_RAN = {"passed", "xpassed", "failed", "error"}
+"""What becomes of a test that was not left out."""
 
 
 @dataclass
@@ -121,9 +130,14 @@ def _clean(value: Any) -> Any:  # noqa: ANN401 any JSON value
     return value.encode(errors="replace").decode() if isinstance(value, str) else value
 
 
-def judge(ran: ExecResult, log: EventLog, command: str, expected: Expected | None = None) -> Verdict:
-    """Decide what a run of the tests proves, given what the draft's files promise."""
-    facts = _Facts(ran, log, expected or Expected())
+def judge(
+    ran: ExecResult, log: EventLog, command: str, expected: Expected | None = None, root: str = ""
+) -> Verdict:
+    """Decide what a run of the tests proves, given what the draft's files promise.
+
+    `root` is the sandbox's directory, the project's parent: paths are told relative to the project.
+    """
+    facts = _Facts(ran, log, expected or Expected(), root)
     outcome = facts.outcome
     passed = outcome is Outcome.PASSED
     return Verdict(
@@ -139,6 +153,7 @@ def judge(ran: ExecResult, log: EventLog, command: str, expected: Expected | Non
             duration_seconds=ran.duration_seconds,
         ),
         feedback="" if passed else _feedback(facts),
+        signature="" if passed else _signature(facts),
         tests=_told(facts),
         counts=dict(facts.counts),
     )
@@ -147,8 +162,9 @@ def judge(ran: ExecResult, log: EventLog, command: str, expected: Expected | Non
 class _Facts:
     """What one run shows, put together."""
 
-    def __init__(self, ran: ExecResult, log: EventLog, expected: Expected) -> None:
+    def __init__(self, ran: ExecResult, log: EventLog, expected: Expected, root: str) -> None:
         self.ran, self.log = ran, log
+        self._root = re.compile(rf"(?<![\w.-]){re.escape(root)}(?:/project)?(?![\w.-])/?") if root else None
         self.outcomes = {test: log.outcome_of(test) for test in log.phases}
         self.counts = Counter(self.outcomes.values())
         self.left_out = [
@@ -158,6 +174,31 @@ class _Facts:
         ]
         self.suspicions = self._suspicions(expected)
         self.outcome = self._outcome()
+
+    def relative(self, text: str) -> str:
+        """Word paths in a text as seen from the project."""
+        return self._root.sub(_seen_from_project, text) if self._root else text
+
+    @property
+    def failures(self) -> list[Failure]:
+        """What failed, in the order of collection, files that cannot be collected first."""
+        found = [(error["id"] or "collection", "", error["text"]) for error in self.log.collect_errors]
+        for test, became in self.outcomes.items():
+            if became in {"failed", "error"}:
+                texts = [report["text"] for report in self.log.phases[test] if report["text"]]
+                found.append((test, became, "\n".join(texts)))
+        return [Failure(name, became, self.relative(text)) for name, became, text in found]
+
+    @property
+    def unfinished(self) -> list[str]:
+        """Tests that were to run when the run ended; the first of them was running, or was next."""
+        return [] if self.ended else [test for test, became in self.outcomes.items() if became == "notrun"]
+
+    @property
+    def last_output(self) -> str:
+        """The end of what was printed: all there is to tell where no test failed."""
+        text = (self.ran.stdout + b"\n" + self.ran.stderr).decode(errors="replace").strip()
+        return self.relative(shortened(text, FEEDBACK_CHARS // 2))
 
     @property
     def red(self) -> int:
@@ -182,6 +223,7 @@ class _Facts:
         ]
         if self.ended and not self.log.collect_errors:
             told += self._missing(expected)
+            told += self._passed_over(expected)
             told += [
                 f"{test} was collected and then left out without a report"
                 for test, became in self.outcomes.items()
@@ -190,6 +232,14 @@ class _Facts:
         if self.ended and self.log.exit_code and self.ran.exit_code == 0:
             told.append(f"pytest ended with {self.log.exit_code}, but its process with 0")
         return [*dict.fromkeys([*told, *expected.doubts])]
+
+    def _passed_over(self, expected: Expected) -> list[str]:
+        ran = {test.partition("::")[0] for test, became in self.outcomes.items() if became in _RAN}
+        return (
+            ["none of the tests that the plan gave ran"]
+            if expected.given and not ran & expected.given
+            else []
+        )
 
     def _missing(self, expected: Expected) -> list[str]:
         places = {without_parameters(test): place for test, place in self.log.places.items()}
@@ -256,31 +306,50 @@ _LEFT_OUT = (
 
 
 def _feedback(facts: _Facts) -> str:
-    """Tell a model what is wrong: a headline, then the first failures with the ends of their tracebacks."""
-    log, ran = facts.log, facts.ran
+    """Tell a model what is wrong: a headline, then the first causes with the ends of their tracebacks."""
     blocks = []
     if facts.suspicions:
-        told = [
-            shortened(text, FEEDBACK_CHARS // FEEDBACK_TESTS) for text in facts.suspicions[:FEEDBACK_TESTS]
-        ]
+        told = [facts.relative(text) for text in facts.suspicions[:FEEDBACK_TESTS]]
         blocks.append("\n".join(["Suspicious:", *(f"- {text}." for text in told)]))
-    blocks += [f"{error['id'] or 'collection'}\n{error['text']}" for error in log.collect_errors]
-    for test, became in facts.outcomes.items():
-        if became in {"failed", "error"}:
-            text = "\n".join(report["text"] for report in log.phases[test] if report["text"])
-            blocks.append(f"{test} ({became})\n{text}")
-    unfinished = [test for test, became in facts.outcomes.items() if became == "notrun"]
-    if unfinished and not facts.ended:
-        blocks.append("Not finished: " + ", ".join(unfinished[:FEEDBACK_TESTS]))
+    groups = grouped(facts.failures)
+    blocks += [failure.told(others) for failure, others in groups[:FEEDBACK_TESTS]]
+    if facts.unfinished:
+        blocks.append("Not finished: " + ", ".join(facts.unfinished[:FEEDBACK_TESTS]))
     if facts.left_out:
         blocks.append(_LEFT_OUT + ", ".join(facts.left_out[:FEEDBACK_TESTS]))
     if not blocks:
-        tail = (ran.stdout + b"\n" + ran.stderr).decode(errors="replace")
-        blocks.append(shortened(tail.strip(), FEEDBACK_CHARS // 2))
-    share = FEEDBACK_CHARS // min(len(blocks), FEEDBACK_TESTS)
-    told = [shortened(block, share) for block in dict.fromkeys(blocks[:FEEDBACK_TESTS])]
-    more = [f"… and {len(blocks) - FEEDBACK_TESTS} more."] if len(blocks) > FEEDBACK_TESTS else []
-    return "\n\n".join([_HEADLINES[facts.outcome], *told, *more])
+        blocks.append(facts.last_output)
+    if (more := len(groups) - FEEDBACK_TESTS) > 0:
+        blocks.append(f"… and {more} more.")
+    headline = _HEADLINES[facts.outcome]
+    return "\n\n".join([headline, *_fitted(blocks, FEEDBACK_CHARS - len(headline))])
+
+
+def _signature(facts: _Facts) -> str:
+    """Name the failure: by all that failed, the test that was running, what is suspicious, or what was printed last."""
+    causes = [failure.fingerprint for failure in facts.failures]
+    causes += [normalised(facts.relative(text)) for text in facts.suspicions]
+    causes += [*facts.unfinished[:1], *facts.left_out]
+    if not causes:
+        causes = ["\n".join(normalised(line) for line in last_lines(facts.last_output))]
+    return signature_of(facts.outcome, causes)
+
+
+def _seen_from_project(found: re.Match[str]) -> str:
+    inside, alone = "/project" in found[0], not found[0].endswith("/")
+    return ("." if inside else "..") if alone else ("" if inside else "../")
+
+
+def _fitted(blocks: list[str], room: int) -> list[str]:
+    """Shorten the longest blocks until all of them, and what stands between them, take no more than `room`."""
+    room -= len(blocks) * _BETWEEN
+    kept: dict[int, str] = {}
+    for place in sorted(range(len(blocks)), key=lambda place: len(blocks[place])):
+        share = room // (len(blocks) - len(kept))
+        text = blocks[place]
+        kept[place] = text if len(text) <= share else shortened(text, max(0, share - _CUT_CHARS))
+        room -= len(kept[place])
+    return [kept[place] for place in range(len(blocks))]
 
 
 def shortened(text: str, limit: int) -> str:

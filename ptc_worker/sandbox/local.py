@@ -331,10 +331,11 @@ class LocalSandbox:
 
     # ── files ──────────────────────────────────────────────────────────────────────────────────────────────
 
-    def write(self, files: Mapping[str, bytes]) -> None:
+    def write(self, files: Mapping[str, bytes], *, read_only: bool = False) -> None:
         """Write files below the root, making the directories they need."""
         sizes = [(path, len(content)) for path, content in files.items()]
-        self._ask({"op": "write", "files": sizes}, b"".join(files.values()), what="a file cannot be written")
+        request = {"op": "write", "files": sizes, "mode": 0o444 if read_only else 0o644}
+        self._ask(request, b"".join(files.values()), what="a file cannot be written")
 
     def read(self, path: str, limit: int) -> bytes | None:
         """Read the start of a regular file; links, devices and directories are not there."""

@@ -54,8 +54,8 @@ class Sandbox(Protocol):
             SandboxError: it cannot be had.
         """
 
-    def write(self, files: Mapping[str, bytes]) -> None:
-        """Write files, making the directories they need."""
+    def write(self, files: Mapping[str, bytes], *, read_only: bool = False) -> None:
+        """Write files, making the directories they need; programs inside own them, and can undo `read_only`."""
 
     def read(self, path: str, limit: int) -> bytes | None:
         """Read at most `limit` bytes of a regular file; None if there is none. Links are not followed."""

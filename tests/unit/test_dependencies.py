@@ -416,6 +416,16 @@ def test_a_missing_dependency_is_told_as_a_verdict() -> None:
     assert verdict.test_results is None
 
 
+def test_what_is_missing_has_a_signature() -> None:
+    """Equal for the same packages, whatever line asks for them and in whatever order."""
+    one = missing_verdict(["a.py:1 imports 'x'", "b is missing"])
+    moved = missing_verdict(["b is missing", "a.py:7 imports 'x'"])
+    other = missing_verdict(["a.py:1 imports 'y'", "b is missing"])
+
+    assert one.signature == moved.signature != other.signature
+    assert len(one.signature) == 16
+
+
 @pytest.mark.parametrize(("module", "distribution"), import_table().items())
 def test_each_line_of_the_table_is_a_module_and_a_package_name(module: str, distribution: str) -> None:
     """A line with a version, an address or a module of the standard library would be a mistake."""

@@ -5,12 +5,21 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import pytest
+from hostile_answers import hostile_answers
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from ptc_contracts.paths import untidy_reason
 from ptc_worker import parsing
-from ptc_worker.parsing import MAX_FILE_CHARS, MAX_FILES, MAX_PROBLEMS, MAX_TOTAL_CHARS, parse_answer
+from ptc_worker.parsing import (
+    MAX_DISPUTE_CHARS,
+    MAX_DISPUTES,
+    MAX_FILE_CHARS,
+    MAX_FILES,
+    MAX_PROBLEMS,
+    MAX_TOTAL_CHARS,
+    parse_answer,
+)
 
 _README = """\
 # Ledger
@@ -243,6 +252,93 @@ def test_a_file_that_is_still_open_at_the_end_is_dropped(answer: str) -> None:
     assert "ends in the middle" in parsed.problems[0]
 
 
+@pytest.mark.parametrize(
+    ("answer", "path"),
+    [
+        ('<file path="./src/b.py">\ndef half(', "src/b.py"),
+        (_tagged("a.py", "a\n") + '<file path="b.py">', "b.py"),
+        ('<file path="a.py">\na\n<file path="b.py">\nb', "b.py"),
+        (_tagged("a.py", "a\n"), None),
+        ('<file path="../b.py">\nb', None),
+        (_tagged("a.py", "a\n") + '<file path="b.p', None),
+        ("b.py\n```\ndef half(", None),
+    ],
+)
+def test_an_answer_that_was_cut_tells_which_file_was_open(answer: str, path: str | None) -> None:
+    """Only where its tag is whole and its path safe: it is asked for again by this name."""
+    assert parse_answer(answer).open_path == path
+
+
+_DISPUTES = {
+    "in lines of its own": ("<dispute>\nTwo\nlines.\n</dispute>\n", ["Two\nlines."]),
+    "in one line": ("<dispute>It is wrong.</dispute>\n", ["It is wrong."]),
+    "text beside the tags": ("<dispute>One\ntwo</dispute> Done.\n", ["One\ntwo"]),
+    "two": ("<dispute>a</dispute>\nand\n<dispute>b</dispute>\n", ["a", "b"]),
+    "spaces in the tags": ("  <dispute >a</dispute  >\n", ["a"]),
+    "CRLF": ("<dispute>\r\na\r\n</dispute>\r\n", ["a"]),
+    "a fence in it": (
+        "<dispute>\nIt says\n```\nassert 0\n```\n</dispute>\n",
+        ["It says\n```\nassert 0\n```"],
+    ),
+    "nothing in it": ("<dispute>\n \n</dispute>\n", []),
+    "what cannot be told": ("<dispute>a\0b\ud800</dispute>\n", ["a?b?"]),
+    "in prose": ("Use <dispute>a</dispute> for that.\n", []),
+    "another form": ("<Dispute>a</Dispute>\n<dispute test='b'>a</dispute>\n", []),
+}
+
+
+@pytest.mark.parametrize(("text", "disputes"), _DISPUTES.values(), ids=_DISPUTES)
+@pytest.mark.parametrize(
+    "files",
+    ["", _tagged("a.py", "a\n"), "a.py\n```\na\n```\n", '<delete path="a.py"/>\n'],
+    ids=["alone", "tagged", "fenced", "removal"],
+)
+@pytest.mark.parametrize("first", [True, False], ids=["before", "behind"])
+def test_a_dispute_is_read_beside_whatever_the_answer_holds(
+    text: str, disputes: list[str], files: str, *, first: bool
+) -> None:
+    """A note against the tests takes nothing away from the files."""
+    parsed = parse_answer(text + files if first else files + text)
+
+    assert parsed.disputes == disputes
+    assert parsed.files == parse_answer(files).files
+    assert parsed.deleted == parse_answer(files).deleted
+    assert (parsed.problems, parsed.complete) == ([], True)
+
+
+@pytest.mark.parametrize("answer", [_tagged("a.md", "{}"), "a.md\n```\n{}```\n"], ids=["tagged", "fenced"])
+def test_a_dispute_inside_a_file_is_content(answer: str) -> None:
+    """A file may tell of this very form."""
+    text = "<dispute>\nx\n</dispute>\n"
+    parsed = parse_answer(answer.format(text))
+
+    assert (parsed.disputes, parsed.files[0].content) == ([], text)
+
+
+def test_a_dispute_that_is_not_closed_ends_where_a_file_begins() -> None:
+    """As a file does."""
+    parsed = parse_answer("<dispute>\nIt is wrong.\n" + _tagged("a.py", "a\n"))
+
+    assert (parsed.disputes, [file.file_path for file in parsed.files]) == (["It is wrong."], ["a.py"])
+
+
+@pytest.mark.parametrize("rest", ["", "<dispute>b</dispute>\n", "a.py\n```\na\n```\n"])
+def test_a_dispute_that_ends_nowhere_is_not_taken(rest: str) -> None:
+    """And what follows it is not lost."""
+    parsed, without = parse_answer("<dispute>\nIt is\n" + rest), parse_answer(rest)
+
+    assert (parsed.disputes, parsed.files) == (without.disputes, without.files)
+    assert parsed.problems == ["a dispute was not taken: it is not closed"]
+
+
+def test_disputes_are_few_and_short() -> None:
+    """They stand in the next prompt and in the result."""
+    parsed = parse_answer(f"<dispute>{'x' * 2 * MAX_DISPUTE_CHARS}</dispute>\n" * (MAX_DISPUTES + 2))
+
+    assert [len(text) for text in parsed.disputes] == [MAX_DISPUTE_CHARS] * MAX_DISPUTES
+    assert parsed.problems == [f"a dispute was not taken: there are more than {MAX_DISPUTES}"] * 2
+
+
 def test_of_two_files_that_differ_in_case_alone_the_last_counts() -> None:
     """On some systems the two are one file."""
     parsed = parse_answer(_tagged("README.md", "one\n") + _tagged("a.py", "") + _tagged("Readme.md", "two\n"))
@@ -337,30 +433,10 @@ def test_an_answer_without_any_block_holds_nothing(answer: str) -> None:
     assert parsed == parsing.ParsedAnswer()
 
 
-_N = 400_000
-_HOSTILE = {
-    "backticks": "`" * _N,
-    "tildes": "~" * _N + "`",
-    "open tags": "<file " * (_N // 6),
-    "spaces in a tag": "<file" + " " * _N + "x",
-    "spaces before an equals sign": "<file path" + " " * _N + "x",
-    "spaces in a closing tag": '<file path="a">\n</file' + " " * _N + "x",
-    "hashes": "#" * _N,
-    "lines of spaces": "    \n" * (_N // 5),
-    "blank lines in a file": '<file path="a">\n' + "\n" * _N + "x\n</file>",
-    "long path": f'<file path="{"a/" * _N}">\n</file>',
-    "accents in a path": '<file path="a' + "\u0315\u0300" * (_N // 2) + '">',
-    "digits above blocks": ("1" * 398 + "!\n```\n```\n") * (_N // 400),
-    "stars above blocks": ("*" * 398 + "!\n```\n```\n") * (_N // 400),
-    "hashes above blocks": ("# " * 199 + "!\n```\n```\n") * (_N // 400),
-    "words behind fences": ("```" + "a=" * 190 + "!\n```\n") * (_N // 400),
-    "unclosed blocks": "```a\n" * (_N // 5),
-    "blocks without paths": "```\n```\n" * (_N // 8),
-    "unclosed files": '<file path="a">\n' * (_N // 16),
-}  # fmt: skip
+HOSTILE = hostile_answers(400_000)
 
 
-@pytest.mark.parametrize("answer", _HOSTILE.values(), ids=_HOSTILE)
+@pytest.mark.parametrize("answer", HOSTILE.values(), ids=HOSTILE)
 def test_a_hostile_answer_is_read_to_its_end(answer: str) -> None:
     """Text made to keep a parser busy for hours is only odd, and what it leaves is small."""
     parsed = parse_answer(answer)
@@ -376,6 +452,8 @@ _pieces = st.sampled_from(
         '">\n',
         "'>\n",
         "</file>\n",
+        "<dispute>",
+        "</dispute>",
         '<delete path="',
         '"/>\n',
         "```",
@@ -416,6 +494,8 @@ def test_no_text_yields_an_unsafe_path_or_an_error(text: str) -> None:
     )
     assert len({path.casefold() for path in paths}) == len(paths)
     assert all(file.content == "" or file.content.endswith("\n") for file in parsed.files)
+    assert parsed.open_path is None or untidy_reason(parsed.open_path) is None
+    assert all(text and text.encode() for text in parsed.disputes)
 
 
 _segment = st.from_regex(r"[a-z_][a-z0-9_-]{0,8}", fullmatch=True).filter(lambda s: untidy_reason(s) is None)

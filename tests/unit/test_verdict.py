@@ -11,10 +11,19 @@ import pytest
 from ptc_contracts.verdicts import Outcome
 from ptc_worker.expected import Expected
 from ptc_worker.sandbox.protocol import ExecResult
-from ptc_worker.verdict import KEPT_ID_CHARS, KEPT_STREAM_CHARS, KEPT_TESTS, EventLog, judge
+from ptc_worker.verdict import (
+    FEEDBACK_CHARS,
+    FEEDBACK_TESTS,
+    KEPT_ID_CHARS,
+    KEPT_STREAM_CHARS,
+    KEPT_TESTS,
+    EventLog,
+    judge,
+)
 
 KEY = b"k" * 32
-HERE = "/work/project/tests/test_a.py"
+ROOT = "/work"
+HERE = f"{ROOT}/project/tests/test_a.py"
 
 
 def log_of(events: list[dict[str, Any]], key: bytes = KEY) -> list[bytes]:
@@ -71,7 +80,7 @@ def verdict(raw: list[bytes] | bytes, expected: Expected | None = None, **ran: A
     """Judge a run that left this log."""
     fields = {"exit_code": 0, "stdout": b"", "stderr": b"", "duration_seconds": 1.0, **ran}
     raw = raw if isinstance(raw, bytes) else b"".join(raw)
-    return judge(ExecResult(**fields), EventLog.parse(raw, KEY), "python -m pytest", expected)
+    return judge(ExecResult(**fields), EventLog.parse(raw, KEY), "python -m pytest", expected, ROOT)
 
 
 def test_a_whole_log_of_passed_tests_is_green() -> None:
@@ -222,6 +231,110 @@ def test_what_a_result_keeps_is_bounded() -> None:
     assert judged.counts == {"passed": len(tests), "failed": 1}
     assert len(judged.test_results.stdout) < KEPT_STREAM_CHARS + 80
     assert f"180000 characters left out, {KEPT_STREAM_CHARS} are kept" in judged.test_results.stdout
+
+
+def failing(texts: dict[str, str]) -> list[bytes]:
+    """Write the log of tests that fail with these texts."""
+    found = [collected(test) for test in texts]
+    runs = [
+        event | {"text": text if event["when"] == "call" else ""}
+        for test, text in texts.items()
+        for event in phases(test, "failed")
+    ]
+    return log_of([*found, *runs, END | {"exit": 1}])
+
+
+def test_a_model_is_told_equal_failures_once() -> None:
+    """And which tests they are of."""
+    error = "tests/test_a.py:3: in f\n    x\nE   KeyError: 'x'"
+    judged = verdict(failing({A: error, "tests/test_a.py::test_c": "E   TypeError", B: error}), exit_code=1)
+
+    assert judged.feedback.count("KeyError") == 1
+    assert f"{A} (failed)\nalso: {B}\n" in judged.feedback
+    assert "E   TypeError" in judged.feedback
+
+
+def test_a_model_is_told_of_a_few_failures_in_few_words() -> None:
+    """A small one next to large ones is told whole."""
+    large = {
+        f"tests/test_a.py::test_{n}": "\n".join(f"E   {n} {line} {'x' * 200}" for line in range(90))
+        for n in range(20)
+    }
+    judged = verdict(failing({A: "E   small", **large}), exit_code=1)
+
+    assert len(judged.feedback) <= FEEDBACK_CHARS
+    assert judged.feedback.count("(failed)") == FEEDBACK_TESTS
+    assert "E   small" in judged.feedback
+    assert judged.feedback.endswith("… and 13 more.")
+
+
+@pytest.mark.parametrize(
+    ("path", "told"),
+    [
+        ("/work/project/src/a.py:1: in f", "src/a.py:1: in f"),
+        ("cwd is /work/project", "cwd is ."),
+        ("'/work/project'", "'.'"),
+        ("'/work/tmp/x' is missing", "'../tmp/x' is missing"),
+        ("in /work", "in .."),
+        ("/work/projects/a.py", "../projects/a.py"),
+        ("/homework/project/a.py", "/homework/project/a.py"),
+        ("/home/work/project/a.py", "/home/work/project/a.py"),
+        ("/worker/a.py", "/worker/a.py"),
+    ],
+)
+def test_paths_are_told_as_seen_from_the_project(path: str, told: str) -> None:
+    """What the sandbox is called is nothing that a model could mend."""
+    assert f"E   {told}\n" in verdict(failing({A: f"E   {path}\n."}), exit_code=1).feedback
+
+
+SIGNED: dict[str, tuple[list[dict[str, Any]], dict[str, Any]]] = {
+    "green": (passing(A), {}),
+    "failed": ([collected(A), *phases(A, "failed"), END | {"exit": 1}], {"exit_code": 1}),
+    "failed otherwise": ([collected(A), *phases(A, "failed", text="E   1"), END | {"exit": 1}], {"exit_code": 1}),
+    "another failed": ([collected(B), *phases(B, "failed"), END | {"exit": 1}], {"exit_code": 1}),
+    "not collected": ([{"event": "collect_error", "id": "tests/test_b.py", "text": "E   no module"}], {"exit_code": 2}),
+    "timeout": ([collected(A), collected(B), *in_turn(A)], {"exit_code": -9, "timed_out": True}),
+    "timeout in another": ([collected(A), collected(B)], {"exit_code": -9, "timed_out": True}),
+    "crash": ([collected(A), collected(B), *in_turn(A)], {"exit_code": -11}),
+    "crash without a word": ([], {"exit_code": 1}),
+    "crash with words": ([], {"exit_code": 1, "stderr": b"Fatal: no x"}),
+    "usage": ([], {"exit_code": 4, "stderr": b"ERROR: unknown option"}),
+    "memory": (passing(A), {"exit_code": -9, "out_of_memory": True}),
+    "output": (passing(A), {"exit_code": -9, "output_limited": True}),
+    "tampered": ([{"event": "meddled", "text": "x was replaced"}, *passing(A)], {}),
+    "tampered otherwise": ([{"event": "meddled", "text": "y was replaced"}, *passing(A)], {}),
+    "skipped": ([*passing(A)[:-1], collected(B), *phases(B, "skipped"), END], {}),
+    "none": ([END], {}),
+}  # fmt: skip
+
+
+def test_each_way_to_be_red_has_a_signature_of_its_own() -> None:
+    """Green alone has none."""
+    signatures = {name: verdict(log_of(events), **ran).signature for name, (events, ran) in SIGNED.items()}
+
+    assert signatures.pop("green") == ""
+    assert {len(signature) for signature in signatures.values()} == {16}
+    assert len(set(signatures.values())) == len(signatures)
+
+
+def test_equal_failures_have_equal_signatures() -> None:
+    """Whatever the order, the time they took, where the sandbox stood and what its addresses were."""
+    one = failing({A: "E   <A at 0x7f12>", B: f"E   no {ROOT}/tmp/tmpab12cd34"})
+    other = failing({B: f"E   no {ROOT}/tmp/tmpzz99yy88", A: "E   <A at 0x55ab>"})
+
+    assert verdict(one, exit_code=1).signature == verdict(other, exit_code=1, duration_seconds=9.0).signature
+
+
+def test_equal_last_words_have_equal_signatures() -> None:
+    """Of a run that ends before any test does."""
+    said = 'Traceback\n  File "{root}/a.py", line {line}, in f\nOSError: <A at {address}> after {time} s'
+    one = said.format(root="/work/project", line=3, address="0x7f12", time=0.1)
+    other = said.format(root="/work/project", line=4, address="0x55ab", time=12.75)
+
+    assert (
+        verdict([], exit_code=3, stderr=one.encode()).signature
+        == verdict([], exit_code=3, stderr=other.encode()).signature
+    )
 
 
 def test_a_draft_that_cannot_be_believed_is_no_better_than_one_that_fails() -> None:

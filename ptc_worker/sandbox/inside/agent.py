@@ -195,7 +195,7 @@ class Agent:
 
     # ── files ──────────────────────────────────────────────────────────────────────────────────────────────
 
-    def _write(self, files: list[tuple[str, int]]) -> None:
+    def _write(self, files: list[tuple[str, int]], mode: int) -> None:
         """Write files whose contents follow the request; all of them are read whatever becomes of one."""
         contents = [(path, self._bytes(size)) for path, size in files]
         for path, content in contents:
@@ -207,6 +207,7 @@ class Agent:
                         raise OSError(errno.EINVAL, "no regular file")
                     self._own(file.fileno())
                     file.write(content)
+                    os.fchmod(file.fileno(), mode)
             finally:
                 os.close(folder)
 

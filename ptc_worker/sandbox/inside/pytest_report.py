@@ -9,29 +9,35 @@ left, inside a generator that writes for the hooks below and complains of anybod
 What cannot be prevented inside one interpreter: raw memory (ctypes), changed closure cells, and a thread or a signal
 handler that catches the writer at work.
 
-`PTC_KEY` names the file with the key; `PTC_EVENTS` the file for the log, or `fd:N` for an open descriptor.
+`PTC_KEY` names the file with the key; `PTC_EVENTS` the file for the log, or `fd:N` for an open descriptor;
+`PTC_GIVEN` is a JSON list of test files that no model wrote: what is run of them must be what stands in them now.
 
 PYTEST_DONT_REWRITE: it may be loaded before pytest starts.
 """
 
 from __future__ import annotations
 
+import ast
 import builtins
 import gc
+import json
 import os
 import sys
 import threading
 import time
 import types
 import unittest
+import warnings
 from functools import wraps
 from hashlib import blake2b
 from inspect import iscoroutinefunction
 from json.encoder import encode_basestring_ascii
 from operator import is_
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from _pytest.assertion.rewrite import _rewrite_test
 from _pytest.compat import get_real_func
 from _pytest.unittest import TestCaseFunction
 
@@ -41,11 +47,16 @@ if TYPE_CHECKING:
     Tell = Callable[..., None]
     Look = Callable[[], None]
     Complain = Callable[[str], None]
+    AsGiven = Callable[[str, Any, types.CodeType | None], bool]
+    Pinned = tuple[str, frozenset[types.CodeType], dict[str, object]]
     Known = dict[int, tuple[pytest.Item, str, Any, types.CodeType | None]]
     Writer = Generator[None, tuple[str, dict[str, object]], None]
 
 MAX_TEXT = 6000
 """Characters kept of one failure: its start and its end."""
+
+TOOLS = ("pytest", "unittest")
+"""Modules that tests assert with; names which a test file imports from them must mean what they mean."""
 
 WATCHED = frozenset(
     {
@@ -90,7 +101,9 @@ def pytest_load_initial_conftests(early_config: pytest.Config) -> None:
     tell, writer = opened(os.environ.pop("PTC_KEY"), os.environ.pop("PTC_EVENTS"))
     look, meddled = guarding(tell, writer)
     known: Known = {}
-    innermost = plugin("ptc-innermost", calling(tell, known, look, meddled))
+    given = {path: pinned(path, early_config) for path in json.loads(os.environ.pop("PTC_GIVEN", "[]"))}
+    is_as_given = comparing(given)
+    innermost = plugin("ptc-innermost", calling(tell, known, look, meddled, is_as_given))
     hooks = [*collecting(tell, known), *reporting(tell, known, look, innermost)]
     early_config.pluginmanager.register(plugin("ptc-reporter", hooks), "ptc-reporter")
     gc.freeze()  # what is there by now is not among the objects that gc hands out
@@ -101,6 +114,74 @@ def plugin(name: str, hooks: Iterable[Any]) -> types.ModuleType:
     made = types.ModuleType(name)
     vars(made).update((hook.__name__, hook) for hook in hooks)
     return made
+
+
+def pinned(path: str, config: pytest.Config) -> Pinned:
+    """Compile a file as pytest will, before code of the project can change it.
+
+    Returns:
+        Its name in full, the code in it, and what its own names must mean: functions by their code, test tools.
+    """
+    whole = Path(path).absolute()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            codes = codes_within(_rewrite_test(whole, config)[1])
+            tree = ast.parse(whole.read_bytes())
+    except (SyntaxError, ValueError, OSError):
+        return str(whole), frozenset(), {}  # it cannot be collected either, or is none of Python's
+    return str(whole), codes, {**functions_of(tree, codes), **tools_of(tree)}
+
+
+def functions_of(tree: ast.Module, codes: Iterable[types.CodeType]) -> dict[str, object]:
+    """Find the code of functions that have no decorator, and whose names are used for nothing else."""
+    stored = [
+        node.id
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Name) and not isinstance(node.ctx, ast.Load)
+    ]
+    defined = [node for node in tree.body if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
+    names = [*stored, *(node.name for node in ast.walk(tree) if hasattr(node, "name"))]
+    plain = {
+        (node.name, node.lineno)
+        for node in defined
+        if not node.decorator_list and names.count(node.name) == 1
+    }
+    return {code.co_name: code for code in codes if (code.co_name, code.co_firstlineno) in plain}
+
+
+def tools_of(tree: ast.Module) -> dict[str, object]:
+    """Find what a file imports of the modules that tests assert with."""
+    tools: dict[str, object] = {}
+    for node in tree.body:
+        if isinstance(node, ast.Import):
+            tools.update((a.asname or a.name, sys.modules[a.name]) for a in node.names if a.name in TOOLS)
+        elif isinstance(node, ast.ImportFrom) and node.module in TOOLS and not node.level:
+            found = vars(sys.modules[node.module])
+            tools.update((a.asname or a.name, found[a.name]) for a in node.names if a.name in found)
+    return tools
+
+
+def comparing(given: dict[str, Pinned]) -> AsGiven:
+    """Return what tells whether a test is what stood in its file at the start, if it is of a file in `given`."""
+    code_type = types.CodeType
+
+    def is_as_given(test: str, function: Any, code: types.CodeType | None) -> bool:  # noqa: ANN401 of any shape
+        path = test.partition("::")[0]
+        if path not in given:
+            return True
+        whole, codes, names = given[path]
+        if code is None or code.co_filename != whole:
+            return True  # made by a decorator, or inherited; the worker knows which must stand here
+        space = getattr(function, "__globals__", {})
+        return code in codes and all(
+            getattr(space.get(name), "__code__", None) == meant
+            if isinstance(meant, code_type)
+            else space.get(name) is meant
+            for name, meant in names.items()
+        )
+
+    return is_as_given
 
 
 def opened(key_file: str, events: str) -> tuple[Tell, Writer]:
@@ -253,7 +334,7 @@ def collecting(tell: Tell, known: Known) -> list[Any]:
 
 
 def calling(  # noqa: C901, PLR0915 its inner functions are counted
-    tell: Tell, known: Known, look: Look, meddled: Complain
+    tell: Tell, known: Known, look: Look, meddled: Complain, is_as_given: AsGiven
 ) -> list[Any]:
     """Make the hooks that see a test run; they go below whatever the project wraps around it."""
     body, skips, is_coroutine, of_unittest = body_of, SKIPS, iscoroutinefunction, TestCaseFunction
@@ -341,6 +422,8 @@ def calling(  # noqa: C901, PLR0915 its inner functions are counted
             meddled("the test report was told of a test that did not run")
         elif now is not function or its_code is not code:
             meddled(f"the function of {name} was replaced after it was collected")
+        elif not is_as_given(name, function, code):
+            meddled(f"{name}, or what it uses in its file, is not what the plan gave")
         else:
             tell("ran", id=name)
 
