@@ -210,7 +210,7 @@ def _configured(settings: WorkerSettings, environ: Mapping[str, str]) -> Iterato
     for name in LLMProvider:
         provider = settings.provider(name)
         yield provider.api_key or ""
-        yield from _credentials(provider.base_url or "")
+        yield from _credentials(provider.base_url or "", lone_user_too=True)
     for variable in ("REDIS_PASSWORD", "PTC_SIGNING_KEY", "DAYTONA_API_KEY", "FLOWER_BASIC_AUTH"):
         yield environ.get(variable, "")
     yield from _credentials(environ.get("REDIS_URL", ""))
@@ -218,12 +218,12 @@ def _configured(settings: WorkerSettings, environ: Mapping[str, str]) -> Iterato
         yield user.partition(":")[2]
 
 
-def _credentials(url: str) -> Iterator[str]:
-    """Find the password of an address, or the token that stands in its user's place, as written and as meant."""
+def _credentials(url: str, *, lone_user_too: bool = False) -> Iterator[str]:
+    """Find the password of an address, or the token in its user's place, as written and as meant."""
     try:
         parts = urlsplit(url.strip())
     except ValueError:
         return
-    secret = parts.password if parts.password is not None else parts.username
+    secret = parts.password or (parts.username if lone_user_too else None)
     if secret:
         yield from (secret, unquote(secret))
