@@ -19,8 +19,9 @@ from ptc_worker.leases import LeaseKeeper
 from ptc_worker.llm.shared import Shared
 from ptc_worker.log import configure_logging
 from ptc_worker.recovery import Recovery
+from ptc_worker.redaction import Redactor
 from ptc_worker.server_check import ServerCheck
-from ptc_worker.settings import WorkerSettings
+from ptc_worker.settings import WorkerSettings, secrets_of
 from ptc_worker.warmup import warm_up_beside
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ def _configure(sender: Celery, **_: object) -> None:
 
 @signals.setup_logging.connect
 def _set_up_logging(**_: object) -> None:
-    configure_logging(settings().ptc_log_level)
+    configure_logging(settings().ptc_log_level, redactor())
 
 
 @signals.worker_ready.connect
@@ -97,6 +98,12 @@ def _end_by_force() -> None:
 def settings() -> WorkerSettings:
     """Read the worker's settings, once."""
     return WorkerSettings.read()
+
+
+@cache
+def redactor() -> Redactor:
+    """Know the secrets of this process, once."""
+    return Redactor(secrets_of(settings(), os.environ))
 
 
 @cache

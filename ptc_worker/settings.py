@@ -6,12 +6,16 @@ import os
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
+from urllib.parse import unquote, urlsplit
 
 from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from ptc_contracts import ConfigurationError, LLMProvider
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
 
 _ENV_PREFIX = {LLMProvider.CLAUDE: "ANTHROPIC"}
 
@@ -201,3 +205,31 @@ def variables_of(name: LLMProvider) -> str:
     """Name the variables that configure a provider, for messages."""
     prefix = _ENV_PREFIX.get(name, name.name)
     return f"{prefix}_API_KEY or {prefix}_BASE_URL"
+
+
+def secrets_of(settings: WorkerSettings, environ: Mapping[str, str]) -> frozenset[str]:
+    """Gather every secret that a worker is configured with."""
+    return frozenset(value.strip() for value in _configured(settings, environ) if value.strip())
+
+
+def _configured(settings: WorkerSettings, environ: Mapping[str, str]) -> Iterator[str]:
+    for name in LLMProvider:
+        provider = settings.provider(name)
+        yield provider.api_key or ""
+        yield from _credentials(provider.base_url or "", lone_user_too=True)
+    for variable in ("REDIS_PASSWORD", "PTC_SIGNING_KEY", "DAYTONA_API_KEY", "FLOWER_BASIC_AUTH"):
+        yield environ.get(variable, "")
+    yield from _credentials(environ.get("REDIS_URL", ""))
+    for user in environ.get("FLOWER_BASIC_AUTH", "").split(","):
+        yield user.partition(":")[2]
+
+
+def _credentials(url: str, *, lone_user_too: bool = False) -> Iterator[str]:
+    """Find the password of an address, or the token in its user's place, as written and as meant."""
+    try:
+        parts = urlsplit(url.strip())
+    except ValueError:
+        return
+    secret = parts.password or (parts.username if lone_user_too else None)
+    if secret:
+        yield from (secret, unquote(secret))

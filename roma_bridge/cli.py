@@ -6,10 +6,11 @@ import json
 import signal
 import sys
 import time
+from collections import Counter, defaultdict, deque
 from contextlib import ExitStack, contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn, TextIO
+from typing import TYPE_CHECKING, Any, BinaryIO, NoReturn
 from uuid import uuid4
 
 import click
@@ -30,7 +31,7 @@ from ptc_contracts.run import RunState
 from ptc_contracts.verdicts import Outcome
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from ptc_contracts.run import RunStatus
     from roma_bridge.client import PlanHandle
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
 
 EXIT_CODES = {
     0: "the plan ended as SUCCESS or CACHE_HIT (with --no-wait: it was submitted)",
-    1: "PARTIAL_SUCCESS: there is code, but its tests are not green",
+    1: "PARTIAL_SUCCESS: there is code, but its tests are not green (with --warm: not every plan ended green)",
     2: "the command line, the plan file or a setting is wrong",
     3: "FAILURE: no usable code",
     4: "TIMEOUT: the plan's time ran out",
@@ -100,6 +101,13 @@ _FETCH_SECONDS = 30.0
     help="With --cancel: who no longer wants the run; it stops when the last one leaves.",
 )
 @click.option(
+    "--warm",
+    metavar="PLANS",
+    type=click.File("rb"),
+    help="In place of PLAN: submit all of a file's, one JSON object a line, so that the cache has them. No files.",
+)
+@click.option("--jobs", type=click.IntRange(min=1), help="With --warm: most plans under way (default: 8).")
+@click.option(
     "--local",
     is_flag=True,
     help="Do it all here: start a server (unless REDIS_URL is set) and a worker for the time of this command.",
@@ -112,7 +120,7 @@ _FETCH_SECONDS = 30.0
 @click.version_option(version("ptc-worker"), prog_name="ptc-enqueue")
 @click.help_option("-h", "--help")
 def enqueue(
-    plan: TextIO | None,
+    plan: BinaryIO | None,
     output: Path | None,
     *,
     force: bool,
@@ -122,6 +130,8 @@ def enqueue(
     expires: float | None,
     cancel: str | None,
     caller: str | None,
+    warm: BinaryIO | None,
+    jobs: int | None,
     local: bool,
     replay: Path | None,
 ) -> None:
@@ -131,14 +141,22 @@ def enqueue(
     error, the summary or the JSON to standard output. `ptc-enqueue dead` shows the runs that were given up.
     """
     load_dotenv(Path.cwd() / ".env")
-    if caller and not cancel:
-        raise click.UsageError("--caller needs --cancel")
+    _needs("--caller", caller, "--cancel", cancel)
+    _needs("--jobs", jobs, "--warm", warm)
     if cancel and plan is None:
         with plain_errors():
             _cancel(cancel, caller, force=force, as_json=as_json)
         return
+    if warm:
+        _refuse_with_warm(
+            {"PLAN": plan, "--output": output, "--force": force, "--no-wait": no_wait, "--cancel": cancel}
+            | {"--replay": replay}
+        )
+        with plain_errors(), _interruptible():
+            code = _warm(warm.read(), jobs or 8, timeout, expires, local=local, as_json=as_json)
+        sys.exit(code)
     if plan is None or cancel:
-        raise click.UsageError("give either a PLAN or --cancel RUN")
+        raise click.UsageError("give a PLAN, --warm PLANS or --cancel RUN")
     _refuse_contradictions(replay=replay, local=local, no_wait=no_wait)
     text = plan.read()
     with plain_errors(), _interruptible(), ExitStack() as stack:
@@ -167,11 +185,46 @@ def enqueue(
     sys.exit(_STATUS_EXIT[result.status])
 
 
+def _needs(name: str, value: object, other: str, given: object) -> None:
+    if value and not given:
+        raise click.UsageError(f"{name} needs {other}")
+
+
 def _refuse_contradictions(*, replay: Path | None, local: bool, no_wait: bool) -> None:
     if replay and not local:
         raise click.UsageError("--replay needs --local: a worker that runs elsewhere has its own settings")
     if local and no_wait:
         raise click.UsageError("--local and --no-wait exclude each other: the worker ends with this command")
+
+
+def _refuse_with_warm(others: Mapping[str, object]) -> None:
+    for name, value in others.items():
+        if value:
+            raise click.UsageError(f"--warm and {name} exclude each other")
+
+
+def _warm(
+    text: bytes, jobs: int, timeout: float | None, expires: float | None, *, local: bool, as_json: bool
+) -> int:
+    """Submit all plans of a text, tell what became of them, and return the exit code."""
+    from roma_bridge.client import PTC  # Celery takes 0.2 s: not for --help
+    from roma_bridge.warm import Warming, read_plans
+    from roma_bridge.warm import as_json as written
+    from roma_bridge.warm import table as worded
+
+    plans = read_plans(text)
+    with ExitStack() as stack:
+        here: LocalStack | None = None
+        if local:
+            from roma_bridge.local import local_stack
+
+            here = stack.enter_context(local_stack())
+        warming = Warming(here.ptc if here else PTC(), deque(plans), jobs, _Watch().say, expires)
+        rows = warming.run(timeout, here.check if here else lambda: None)
+    click.echo((written if as_json else worded)(rows))
+    if any(row.unfinished for row in rows):
+        return _ERROR_EXIT[RunNotFinishedError]
+    return 0 if all(row.warm for row in rows) else 1
 
 
 def _cancel(run_id: str, caller: str | None, *, force: bool, as_json: bool) -> None:
@@ -323,6 +376,9 @@ def summary(result: PTCArtifactResult, folder: Path | None) -> str:
         click.style(result.status.value, fg=colour, bold=True) + f" in {result.duration_seconds:.1f} s, "
         f"{result.iterations_used} iteration{'s' if result.iterations_used != 1 else ''}"
     ]
+    reason = str(result.metadata.get("stop_reason"))
+    if not result.success and reason in _REASONS:
+        lines.append(f"  stopped   {_REASONS[reason]}")
     if result.error_message:
         lines.append(f"  error     {result.error_message}")
     lines += [f"  warning   {warning}" for warning in result.warnings]
@@ -335,7 +391,7 @@ def summary(result: PTCArtifactResult, folder: Path | None) -> str:
         if isolation in _MORE_ISOLATION:
             lines.append(f"            {_MORE_ISOLATION[isolation]}")
         marks = {"passed": click.style("✓", fg="green")}
-        for test in _tests_in(result):
+        for test in _rows(result, "tests", {"id", "outcome"}):
             mark = marks.get(test["outcome"], click.style("✗", fg="red"))
             lines.append(
                 f"            {mark} {test['id']}"
@@ -349,19 +405,51 @@ def summary(result: PTCArtifactResult, folder: Path | None) -> str:
         + ("price unknown" if usage.cost_usd is None else f"${usage.cost_usd:.4f}")
         for usage in result.llm_usage
     ]
-    if result.from_cache:
+    lines += [f"  no answer {name}: {outcomes}" for name, outcomes in _failed_calls(result).items()]
+    hits = result.metadata.get("response_cache_hits")
+    if result.from_cache or hits:
+        answers = "" if result.from_cache else f" ({hits} answer{'s' if hits != 1 else ''} kept from before)"
         lines.append(
             f"  saved     {result.metadata.get('saved_tokens') or 0:,} tokens, "
-            f"${result.metadata.get('saved_cost_usd') or 0:.4f}"
+            f"${result.metadata.get('saved_cost_usd') or 0:.4f}{answers}"
         )
     return "\n".join(lines)
 
 
-def _tests_in(result: PTCArtifactResult) -> list[dict[str, str]]:
-    """List the tests that a result tells of; one from the cache may be a stranger's."""
-    tests = result.metadata.get("tests")
-    known = tests if isinstance(tests, list) else []
-    return [test for test in known if isinstance(test, dict) and {"id", "outcome"} <= test.keys()]
+_REASONS = {
+    "max_iterations": "every iteration that the plan allows was used",
+    "stuck": "stuck: the same failure came three times",
+    "unparseable_output": "the models' answers held no file",
+    "budget": "budget: the next call could have cost more than is left to spend",
+    "no_answer": "no provider answered",
+    "timeout": "the plan's time ran out",
+    "cancelled": "cancelled",
+    "unsupported": "nothing here can run this project's tests",
+    "not_run": "the tests could not be run",
+    "configuration": "a setting is missing or wrong",
+    "given_up": "its workers died or fell silent again and again",
+    "internal_error": "an internal error",
+}
+"""Why a run stopped that is not green, by the result's `stop_reason`."""
+
+
+def _failed_calls(result: PTCArtifactResult) -> dict[str, str]:
+    """Count the calls that brought no answer, by provider and model; a result may be an older peer's."""
+    failed: dict[str, Counter[str]] = defaultdict(Counter)
+    for call in _rows(result, "calls", {"provider", "model", "outcome"}):
+        if call["outcome"] not in {"ok", "truncated"}:
+            failed[f"{call['provider']} {call['model']}"][str(call["outcome"])] += 1
+    return {
+        name: ", ".join(f"{count} {outcome}" for outcome, count in outcomes.items())
+        for name, outcomes in failed.items()
+    }
+
+
+def _rows(result: PTCArtifactResult, name: str, fields: set[str]) -> list[dict[str, Any]]:
+    """List what a result's metadata tells row by row; one from the cache may be a stranger's."""
+    told = result.metadata.get(name)
+    rows = told if isinstance(told, list) else []
+    return [row for row in rows if isinstance(row, dict) and fields <= row.keys()]
 
 
 @contextmanager

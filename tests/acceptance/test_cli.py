@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import psutil
 import pytest
+from support import answer_with, make_plan, replaying
 
 from ptc_contracts import PTCArtifactResult
 
@@ -133,6 +134,10 @@ def test_an_invalid_plan_gets_every_error_with_its_field(
             "/proc/nowhere/ptc, where the embedded server keeps its data, cannot be used",
         ),
         (("--replay", str(DEMO), str(DEMO / "plan.json")), {}, 2, "--replay needs --local"),
+        (("--jobs", "2", str(DEMO / "plan.json")), {}, 2, "--jobs needs --warm"),
+        (("--warm", "-", "--output", "x"), {}, 2, "--warm and --output exclude each other"),
+        (("--warm", "-", "--local", "--replay", str(DEMO)), {}, 2, "--warm and --replay exclude each other"),
+        (("--warm", "-"), {}, 2, "there is none"),
         ((*LOCAL, "--no-wait", str(DEMO / "plan.json")), {}, 2, "exclude each other"),
         (
             (*LOCAL, str(DEMO / "plan.json")),
@@ -166,6 +171,20 @@ def test_a_timeout_of_the_caller_leaves_the_run_going(enqueue: Enqueue, tmp_path
     assert slow.returncode == 6
     assert "it goes on" in slow.stderr
     assert _left_running(tmp_path) == []
+
+
+def test_a_cache_that_was_warmed_here_answers_here(enqueue: Enqueue, tmp_path: Path) -> None:
+    """`--local` keeps its server's data: the next command finds what was warmed, and asks no model."""
+    plan = make_plan("Add two numbers", execution_id="first")
+    again = plan.model_copy(update={"execution_id": "second"})
+    with replaying((plan, [answer_with(tests__test_it_py="def test_it():\n    pass")])) as replay:
+        environment = {"ANTHROPIC_BASE_URL": replay.url, "ANTHROPIC_API_KEY": "made-up"}
+        warmed = enqueue("--warm", "-", "--local", stdin=plan.model_dump_json(), **environment)
+        answered = enqueue("--local", "--json", "-", stdin=again.model_dump_json(), **environment)
+
+    assert (warmed.returncode, "1 of 1 plans are warm" in warmed.stdout) == (0, True), warmed.stderr
+    assert PTCArtifactResult.model_validate_json(answered.stdout).status == "CACHE_HIT"
+    assert (len(replay.journal), _left_running(tmp_path)) == (1, [])
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])

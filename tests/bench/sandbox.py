@@ -23,6 +23,7 @@ from ptc_worker.environments import environment
 from ptc_worker.filetypes import artifact
 from ptc_worker.halt import Halt
 from ptc_worker.log import configure_logging
+from ptc_worker.redaction import Redactor
 from ptc_worker.runner import run_tests
 from ptc_worker.sandbox.pool import pool_for
 from ptc_worker.settings import WorkerSettings
@@ -137,7 +138,7 @@ def main() -> int:
     parser.add_argument("--times", type=int, default=20, help="runs that are compared one by one")
     parser.add_argument("--isolation", nargs="*", default=["bubblewrap", "landlock"], help="tiers to measure")
     options = parser.parse_args()
-    configure_logging("warning")
+    configure_logging("warning", Redactor(()))
     figures = {}
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, NotRequired
 
-from pydantic import TypeAdapter
+from pydantic import BaseModel, Field, TypeAdapter
 from typing_extensions import TypedDict
 
 from ptc_contracts import ConfigurationError, PTCExecutionPlan
@@ -26,8 +27,8 @@ class Part(TypedDict):
     finish: NotRequired[Literal["stop", "length", "refusal"]]
 
 
-Recorded = str | Sequence[str | Part]
-"""What an iteration's requests are answered: one text, or a part for each request."""
+Recorded = str | Sequence[str | Part | None]
+"""What an iteration's requests are answered: one text, or a part for each request; None where none is known."""
 
 Recordings = dict[str, Sequence[Recorded]]
 """What is recorded of each iteration, in turn, by the content id of the plan that it belongs to."""
@@ -64,18 +65,16 @@ def recorded(recordings: Recordings, turn: Turn) -> Part | None:
         return None
     parts = iterations[turn.number - 1]
     parts = [parts] if isinstance(parts, str) else parts
-    if not (1 <= turn.request <= len(parts)):
-        return None
-    part = parts[turn.request - 1]
+    part = parts[turn.request - 1] if 1 <= turn.request <= len(parts) else None
     return Part(text=part) if isinstance(part, str) else part
 
 
 def load(paths: Iterable[Path]) -> Recordings:
     """Read recordings from folders and JSONL files.
 
-    A folder holds `plan.json` and `answer-1.md`, `answer-2.md` …, or folders that do. A line of a JSONL file
-    is `{"plan": {…}, "answers": ["…", "…"]}`; in place of a text, the answers to several requests of one iteration
-    are a list of texts and of `{"text": "…", "finish": "length"}`.
+    A folder holds `plan.json` and `answer-1.md`, `answer-2.md` …, or the transcripts that workers write
+    (`PTC_RECORD`), or folders that do. A line of a JSONL file is `{"plan": {…}, "answers": ["…", "…"]}`; in place of a text, the answers to several
+    requests of one iteration are a list of texts and of `{"text": "…", "finish": "length"}`.
 
     Raises:
         ConfigurationError: a path holds no recording, or one that cannot be read.
@@ -85,7 +84,7 @@ def load(paths: Iterable[Path]) -> Recordings:
         found = dict(_read(path))
         if not found:
             raise ConfigurationError(
-                f"{path} holds no recording: expected plan.json with answer-1.md, or JSONL"
+                f"{path} holds no recording: expected plan.json with answer-1.md, transcripts, or JSONL"
             )
         recordings |= found
     return recordings
@@ -104,11 +103,32 @@ def _read(path: Path) -> Iterator[tuple[str, Sequence[Recorded]]]:
             answers = sorted(plan_file.parent.glob("answer-*.md"), key=_number)
             if answers:
                 yield content_id(plan), [answer.read_text("utf-8") for answer in answers]
+        yield from _transcribed(path)
     except (OSError, ValueError, KeyError) as error:
         raise ConfigurationError(f"recordings in {path} cannot be read: {error}") from error
 
 
-_ANSWERS: TypeAdapter[list[str | list[str | Part]]] = TypeAdapter(list[str | list[str | Part]])
+_ANSWERS: TypeAdapter[list[str | list[str | Part | None]]] = TypeAdapter(list[str | list[str | Part | None]])
+
+
+def _transcribed(folder: Path) -> Iterator[tuple[str, Sequence[Recorded]]]:
+    """Put transcripts in order, plan by plan; what was not transcribed in between stays unknown."""
+    plans: dict[str, dict[tuple[int, int], Part]] = defaultdict(dict)
+    for file in folder.glob("**/turn-*.json"):
+        said = _Transcript.model_validate_json(file.read_bytes())
+        part = Part(text=said.answer, finish="length" if said.truncated else "stop")
+        plans[said.plan][said.iteration, said.request] = part
+    for plan, parts in plans.items():
+        iterations, requests = (max(numbers) for numbers in zip(*parts, strict=True))
+        yield plan, [[parts.get((i, r)) for r in range(1, requests + 1)] for i in range(1, iterations + 1)]
+
+
+class _Transcript(BaseModel):
+    plan: str
+    iteration: int = Field(ge=1, le=1000)
+    request: int = Field(ge=1, le=1000)
+    answer: str
+    truncated: bool
 
 
 def _number(answer: Path) -> int:

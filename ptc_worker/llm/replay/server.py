@@ -306,7 +306,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         description="Answer both model protocols on 127.0.0.1 from recordings. Unknown plans get an error.",
     )
     parser.add_argument(
-        "recordings", nargs="+", type=Path, help="folder with plan.json and answer-N.md, or JSONL"
+        "recordings",
+        nargs="+",
+        type=Path,
+        help="folder with plan.json and answer-N.md, or with transcripts (PTC_RECORD), or JSONL",
     )
     parser.add_argument("--port", type=int, default=0, help="port to listen on (default: any free one)")
     parser.add_argument("--latency", type=float, default=0.0, help="seconds before each answer (default: 0)")

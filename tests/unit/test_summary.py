@@ -1,0 +1,87 @@
+"""What `ptc-enqueue` tells people of a result."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+import click
+import pytest
+
+from ptc_contracts import ExecutionStatus, LLMUsage, PTCArtifactResult
+from ptc_contracts.bill import ModelCall, accounts_of
+from ptc_contracts.progress import StopReason
+from roma_bridge.cli import summary
+
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+def told(status: str, **fields: Any) -> list[str]:
+    """Word a result, without colours, line by line."""
+    result = PTCArtifactResult(
+        execution_id="x",
+        status=ExecutionStatus(status),
+        started_at=NOW,
+        completed_at=NOW,
+        duration_seconds=0,
+        **fields,
+    )
+    return [line.strip() for line in click.unstyle(summary(result, None)).splitlines()]
+
+
+def call(**fields: Any) -> ModelCall:
+    """Make a call of Claude's."""
+    return ModelCall(**{"call_id": "c", "iteration": 1, "provider": "claude", "model": "m", **fields})
+
+
+@pytest.mark.parametrize("reason", sorted(set(StopReason) - {StopReason.GREEN, StopReason.NOT_TESTED}))
+def test_a_run_that_is_not_green_tells_why_it_stopped(reason: StopReason) -> None:
+    """Every reason has its words."""
+    lines = told("FAILURE", metadata={"stop_reason": reason.value})
+
+    assert [line for line in lines if line.startswith("stopped ")] != []
+
+
+def test_a_budget_is_told_with_its_figures() -> None:
+    """The reason, then what was spent and what the limit is."""
+    figures = "spent $0.40, the next call costs up to $0.20, PTC_MAX_COST_USD is $0.50"
+
+    lines = told("PARTIAL_SUCCESS", error_message=figures, metadata={"stop_reason": "budget"})
+
+    assert lines[1:3] == [
+        "stopped   budget: the next call could have cost more than is left to spend",
+        f"error     {figures}",
+    ]
+
+
+@pytest.mark.parametrize("metadata", [{}, {"stop_reason": "green"}, {"stop_reason": ["odd"]}])
+def test_a_green_run_and_an_older_peers_tell_no_reason(metadata: dict[str, Any]) -> None:
+    """There is nothing to explain, or nothing known."""
+    assert told("SUCCESS", metadata=metadata) == ["SUCCESS in 0.0 s, 1 iteration"]
+    assert told("FAILURE", metadata=metadata) == ["FAILURE in 0.0 s, 1 iteration"]
+
+
+def test_calls_are_told_by_model() -> None:
+    """How many answered, what they cost, and how many did not answer, and why."""
+    calls = [call(), call(outcome="overloaded", billed=False), call(outcome="overloaded", billed=False)]
+    calls += [call(outcome="truncated"), call(provider="kimi", outcome="quota", billed=False)]
+    usage = [LLMUsage(provider="claude", model="m", total_tokens=1200, api_calls=2, cost_usd=0.5)]
+
+    lines = told("SUCCESS", llm_usage=usage, metadata=accounts_of(calls))
+
+    assert lines[1:] == [
+        "model     claude m: 1,200 tokens in 2 calls, $0.5000",
+        "no answer claude m: 2 overloaded",
+        "no answer kimi m: 1 quota",
+    ]
+
+
+def test_what_the_response_cache_saved_is_told() -> None:
+    """With how many answers it gave; a result from the cache tells what the whole run cost."""
+    kept = [call(from_cache=True, billed=False, saved_tokens=1500, saved_cost_usd=0.25)]
+
+    own = told("SUCCESS", metadata=accounts_of(kept))
+    hit = told("CACHE_HIT", from_cache=True, metadata={"saved_tokens": 20, "saved_cost_usd": 0.5})
+
+    assert own[1:] == ["saved     1,500 tokens, $0.2500 (1 answer kept from before)"]
+    assert hit[1:] == ["saved     20 tokens, $0.5000"]
