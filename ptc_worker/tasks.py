@@ -22,13 +22,14 @@ from ptc_contracts.progress import StopReason
 from ptc_contracts.record import CANCELLED, EXPIRED
 from ptc_contracts.run import LeaseLostError, NotOurs, Run
 from ptc_contracts.stages import Stage
-from ptc_contracts.verdicts import Outcome
+from ptc_contracts.verdicts import GateStage, Outcome
 from ptc_worker.app import app, leases, send, settings, store
 from ptc_worker.dependencies import missing_verdict, needs_of
 from ptc_worker.environments import CacheDirError
-from ptc_worker.gate import examine, has_python_tests, red_verdict
+from ptc_worker.gate import examine, has_errors, has_python_tests, red_verdict
 from ptc_worker.halt import HaltedError, Why
 from ptc_worker.installer import InstallError
+from ptc_worker.linter import lint
 from ptc_worker.llm.calls import Answer, Caller, NoAnswerError
 from ptc_worker.llm.loop import run_async
 from ptc_worker.llm.prices import REPLAY_PREFIX
@@ -253,7 +254,9 @@ def _generate(hold: Hold) -> Step:
     if not parsed.files and not parsed.deleted:
         return _examined(run, progress, unreadable_verdict(parsed), merged(progress, parsed))
     files = merged(progress, parsed)
-    if issues := examine(plan, files):
+    issues = examine(plan, files, settings().ptc_allowed_dependencies)
+    issues += [] if has_errors(issues, GateStage.SYNTACTIC) else lint(files)
+    if has_errors(issues):
         log.info("draft_refused", issues=len(issues), files=len(files))
         return _examined(run, progress, red_verdict(issues), files)
     log.info("draft_parsed", files=len(files))
