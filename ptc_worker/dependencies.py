@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import ast
 import re
 import sys
 import tomllib
-from collections import deque
 from configparser import Error as ConfigParserError
 from configparser import RawConfigParser
 from dataclasses import dataclass
@@ -18,21 +16,24 @@ from typing import TYPE_CHECKING, Any
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.utils import canonicalize_name
 
-from ptc_contracts.verdicts import Outcome, Verdict
+from ptc_contracts.verdicts import GateIssue, GateStage, Outcome, Verdict
 from ptc_worker.failures import normalised, signature_of
-from ptc_worker.gate import syntax_tree, toml_tree
+from ptc_worker.modules import Import, Modules
+from ptc_worker.syntax import toml_tree
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Sequence
 
     from ptc_contracts.result import CodeArtifact
 
-_NOT_PACKAGES = frozenset({"python", "python3", "pytest"})
-"""Names that plans list and that are there already."""
+_NOT_PACKAGES = frozenset({"python", "python3", "pytest", "pytest-asyncio"})
+"""Names that plans and drafts list and that are there already."""
 
-_AUTHORS_TOOLS = frozenset(
-    {"black", "build", "coverage", "flake8", "isort", "mypy", "pip", "pre-commit", "pylint", "pytest-cov"}
-    | {"pytest-xdist", "ruff", "setuptools", "tox", "twine", "wheel"}
+_AUTHORS_TOOLS = re.compile(
+    r"autopep8|bandit|black|build|coverage|cython|hatch(ling)?|ipykernel|ipython|isort|jupyter(lab)?|locust|mypy|notebook"
+    r"|nox|pip(-tools|-audit)?|poetry(-core)?|pre-commit|pydocstyle|pylint|pyright|ruff|safety|setuptools(-scm)?|tox|twine"
+    r"|wheel|yapf|(flake8|mkdocs|sphinx|types)(-.+)?|.+-stubs"
+    r"|pytest-(cov|html|instafail|randomly|repeat|rerunfailures|sugar|timeout|xdist)"
 )
 """Packages that drafts list in requirements files for whoever works on them: no test needs them."""
 
@@ -45,40 +46,48 @@ class Needs:
     """Requirement specifiers to install, sorted."""
     drafted: bool
     """Whether any of them comes from the draft alone."""
-    unknown: tuple[str, ...]
-    """Imported modules that nothing provides, as sentences."""
+    issues: tuple[GateIssue, ...]
+    """Packages that are listed, and modules that are imported, and that nothing here provides."""
     warnings: tuple[str, ...]
     """Dependencies of the plan that cannot be installed as they stand."""
 
+    @property
+    def unknown(self) -> tuple[str, ...]:
+        """What nothing provides, as sentences."""
+        return tuple(str(issue) for issue in self.issues)
+
 
 def needs_of(
-    plan_dependencies: Sequence[str], files: Sequence[CodeArtifact], allowed: Collection[str] | None
+    plan_dependencies: Sequence[str],
+    files: Sequence[CodeArtifact],
+    allowed: Collection[str] | None,
+    modules: Modules | None = None,
 ) -> Needs:
     """Find out what has to be installed for a draft.
 
     What the plan names is trusted unless `allowed` restricts it. What only the draft names (its imports, its
     `requirements.txt`, `pyproject.toml` and `setup.cfg`) is installed if the curated table knows it, and is
     reported otherwise: models invent package names, and others register what models invent. Of several
-    distributions that bring the same module one is installed.
+    distributions that bring the same module one is installed. Whoever has read the files already gives their
+    `modules`.
     """
+    modules = modules or Modules(files)
     trusted, warnings = _trusted(plan_dependencies, allowed)
     table = import_table()
     curated = _curated_names()
     chosen = dict(trusted)
-    unknown = []
+    unknown: dict[str, GateIssue] = {}
     for declared in _declared(files):
         requirement = declared.requirement
         named = canonicalize_name(requirement.name)
         name = curated.get(named, named)
-        if chosen.keys() & {named, name, *_rivals(name)} or named in _AUTHORS_TOOLS or _is_there(requirement):
+        if chosen.keys() & {named, name, *_rivals(name)} or _is_tool(named) or _is_there(requirement):
             continue
         if named in curated and _may(name, allowed):
             chosen[name] = str(requirement) if name == named else name
         elif not declared.optional:
-            unknown.append(
-                f"{declared.where} names the package {requirement.name!r}, which is not available here"
-            )
-    for module, where in _imports(files, table).items():
+            unknown.setdefault(named, _unknown_package(declared))
+    for module, wanted in _imports(files, modules, table):
         distribution = canonicalize_name(table.get(module, module))
         if chosen.keys() & {distribution, *_others_with(module)} or _provided_by(module, trusted):
             continue
@@ -86,17 +95,53 @@ def needs_of(
             continue
         if module in table and _may(distribution, allowed):
             chosen[distribution] = distribution
-        else:
-            unknown.append(
-                f"{where} imports {module!r}, which is neither in the project, nor in the standard library, "
-                "nor in a package that the plan names"
-            )
+        elif not wanted.optional and not modules.mentions(module):
+            unknown.setdefault(f"import {module}", _unknown_import(module, wanted))
     return Needs(
         requirements=tuple(sorted(chosen.values())),
         drafted=len(chosen) > len(trusted),
-        unknown=tuple(dict.fromkeys(unknown)),
+        issues=tuple(unknown.values()),
         warnings=tuple(warnings),
     )
+
+
+def own_imports(
+    plan_dependencies: Sequence[str], files: Sequence[CodeArtifact], modules: Modules
+) -> Iterator[Import]:
+    """Find the imports that must succeed and that nothing but the project's own files can serve."""
+    trusted, _ = _trusted(plan_dependencies, None)
+    own = _own_modules(files, import_table())
+    for wanted in modules.imports():
+        top = wanted.module.partition(".")[0]
+        if not wanted.optional and (wanted.level or (top in own and not _may_be_foreign(top, trusted))):
+            yield wanted
+
+
+def _may_be_foreign(top: str, trusted: Collection[str]) -> bool:
+    """Tell whether a module may come from outside though the project has one of its name (`alembic/env.py`)."""
+    return _is_always_there(top) or top in _listed_tops() or _provided_by(top, trusted)
+
+
+@cache
+def _listed_tops() -> frozenset[str]:
+    return frozenset(module.partition(".")[0] for module in import_table())
+
+
+def _unknown_package(declared: _Declared) -> GateIssue:
+    told = f"names the package {declared.requirement.name!r}, which is not available here"
+    return _unknown(declared.where, None, told)
+
+
+def _unknown_import(module: str, wanted: Import) -> GateIssue:
+    told = (
+        f"imports {module!r}, which is neither in the project, nor in the standard library, nor in a package that "
+        "the plan names"
+    )
+    return _unknown(wanted.file, wanted.line, told)
+
+
+def _unknown(file: str, line: int | None, told: str) -> GateIssue:
+    return GateIssue(file=file, line=line, code="unknown-package", message=told, stage=GateStage.INTEGRATION)
 
 
 def missing_verdict(sentences: Sequence[str]) -> Verdict:
@@ -167,6 +212,10 @@ def _trusted(
         elif not _is_there(requirement):
             trusted[name] = str(requirement)
     return trusted, warnings
+
+
+def _is_tool(name: str) -> bool:
+    return _AUTHORS_TOOLS.fullmatch(name) is not None
 
 
 def _is_there(requirement: Requirement) -> bool:
@@ -272,22 +321,28 @@ def _texts(value: object) -> list[str]:
     return [text for text in value if isinstance(text, str)] if isinstance(value, list) else []
 
 
-def _imports(files: Sequence[CodeArtifact], table: Collection[str]) -> dict[str, str]:
-    """Find what the draft imports from outside, with the place of its first import.
+def _imports(
+    files: Sequence[CodeArtifact], modules: Modules, table: Collection[str]
+) -> Iterator[tuple[str, Import]]:
+    """Find what the draft imports from outside, each time it does.
 
     A module is named as the table has it; one that the table does not have by its top, or whole in a namespace.
     """
     own = _own_modules(files, table)
     namespaces = {key.partition(".")[0] for key in table if "." in key}
-    found: dict[str, str] = {}
-    for file in files:
-        tree = syntax_tree(file.content) if file.file_path.endswith(".py") else None
-        for node, module in _imported(tree) if tree else ():
+    for wanted in modules.imports():
+        for module in _dotted_names(wanted):
             top = module.partition(".")[0]
-            if top not in own and top not in sys.stdlib_module_names and top not in _TEST_MODULES:
+            if top not in own and not _is_always_there(top):
                 unlisted = module if top in namespaces else top
-                found.setdefault(_listed(module, table) or unlisted, f"{file.file_path}:{node.lineno}")
-    return found
+                yield _listed(module, table) or unlisted, wanted
+
+
+def _dotted_names(wanted: Import) -> list[str]:
+    """Name what an import may mean by its dotted names; a relative one means nothing from outside."""
+    if wanted.level:
+        return []
+    return [f"{wanted.module}.{name}" for name in wanted.names] or [wanted.module]
 
 
 def _listed(module: str, table: Collection[str]) -> str | None:
@@ -296,25 +351,12 @@ def _listed(module: str, table: Collection[str]) -> str | None:
     return next((parent for parent in parents if parent in table), None)
 
 
-_TEST_MODULES = frozenset({"pytest", "_pytest", "pytest_asyncio", "conftest"})
+def _is_always_there(top: str) -> bool:
+    """Tell whether a module is of the standard library, or of what every environment runs tests with."""
+    return top in sys.stdlib_module_names or top in _TEST_MODULES
 
 
-def _imported(tree: ast.Module) -> Iterator[tuple[ast.stmt, str]]:
-    """Walk the imports that must succeed: those guarded by `try` or `TYPE_CHECKING` may fail."""
-    queue: deque[ast.AST] = deque([tree])
-    while queue:
-        node = queue.popleft()
-        match node:
-            case ast.Import():
-                yield from ((node, alias.name) for alias in node.names)
-            case ast.ImportFrom(module=str(module), level=0):
-                yield from ((node, f"{module}.{alias.name}") for alias in node.names)
-            case ast.Try(handlers=[_, *_]):
-                queue += [*node.orelse, *node.finalbody]
-            case ast.If(test=ast.Name(id="TYPE_CHECKING") | ast.Attribute(attr="TYPE_CHECKING")):
-                queue += node.orelse
-            case _:
-                queue += ast.iter_child_nodes(node)
+_TEST_MODULES = frozenset({"pytest", "_pytest", "py", "iniconfig", "pytest_asyncio", "conftest", "__main__"})
 
 
 def _own_modules(files: Sequence[CodeArtifact], table: Collection[str]) -> set[str]:

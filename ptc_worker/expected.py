@@ -8,7 +8,7 @@ from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
 from ptc_worker.filetypes import is_pytest_file, is_test
-from ptc_worker.gate import syntax_tree
+from ptc_worker.syntax import syntax_tree
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Sequence

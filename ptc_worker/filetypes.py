@@ -25,6 +25,8 @@ _DOCUMENTATION = {".md", ".markdown", ".mdx", ".rst", ".txt", ".adoc"}
 _DOCUMENTATION_NAMES = {"LICENSE", "README", "CHANGELOG", "NOTICE"}
 _DATA = {".csv", ".tsv", ".jsonl", ".parquet", ".sql"}
 _DATA_FOLDERS = {"data", "fixtures", "testdata"}
+_COMMENTED = ("tsconfig", "jsconfig", "tslint", "devcontainer", ".eslintrc", ".swcrc", ".babelrc")
+"""How the names of JSON files begin whose readers allow comments."""
 TEST_FOLDERS = {"tests", "test", "__tests__"}
 
 
@@ -67,9 +69,16 @@ def is_test(path: str) -> bool:
 
 
 def is_free_form(path: str) -> bool:
-    """Tell whether a file may break its language's rules: test data may do so on purpose, and tsconfig does."""
+    """Tell whether a file may break its language's rules: test data may do so on purpose, editors' JSON does."""
     file = PurePosixPath(path)
-    return _in(file, _DATA_FOLDERS) or (file.name.startswith("tsconfig") and file.suffix == ".json")
+    commented = file.name.startswith(_COMMENTED) or _in(file, {".vscode", ".devcontainer"})
+    return _in(file, _DATA_FOLDERS) or (commented and file.suffix == ".json")
+
+
+def is_template(path: str, content: str) -> bool:
+    """Tell whether a file becomes one of its language only when its placeholders are filled in."""
+    placed = language(path) == "yaml" or _in(PurePosixPath(path), {"templates"})
+    return placed and ("{{" in content.replace("${{", "") or "{%" in content)
 
 
 def is_pytest_file(path: str) -> bool:

@@ -28,14 +28,15 @@ from ptc_contracts.progress import StopReason
 from ptc_contracts.record import CANCELLED, EXPIRED
 from ptc_contracts.run import LeaseLostError, NotOurs, Run
 from ptc_contracts.stages import Stage
-from ptc_contracts.verdicts import Outcome
+from ptc_contracts.verdicts import GateStage, Outcome
 from ptc_worker.app import app, leases, send, settings, shared, store
 from ptc_worker.dependencies import missing_verdict, needs_of
 from ptc_worker.drafting import joined, next_request, read
 from ptc_worker.environments import CacheDirError
-from ptc_worker.gate import examine, has_python_tests, red_verdict
+from ptc_worker.gate import examine, has_errors, has_python_tests, red_verdict
 from ptc_worker.halt import HaltedError, Why
 from ptc_worker.installer import InstallError
+from ptc_worker.linter import lint
 from ptc_worker.llm.budget import Budget
 from ptc_worker.llm.calls import Answer, BusyError, Caller, NoAnswerError, OverBudgetError
 from ptc_worker.llm.loop import run_async
@@ -294,7 +295,9 @@ def _judged_unrun(run: Run, progress: Progress, answer: ParsedAnswer) -> Step:
     if progress.best and files == progress.best.files:
         log.info("draft_unchanged")
         return _examined(run, progress, progress.best.verdict, files)
-    if issues := examine(plan, files):
+    issues = examine(plan, files, settings().ptc_allowed_dependencies)
+    issues += [] if has_errors(issues, GateStage.SYNTACTIC) else lint(files)
+    if has_errors(issues):
         log.info("draft_refused", issues=len(issues), files=len(files))
         return _examined(run, progress, red_verdict(issues), files)
     log.info("draft_parsed", files=len(files))

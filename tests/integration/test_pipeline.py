@@ -248,7 +248,7 @@ def test_an_unknown_import_is_told_to_the_model_and_never_installed(cluster: Clu
 
     result = cluster.run([uses, FIXED])
 
-    assert [note["outcome"] for note in result.metadata["history"]] == ["missing_dependency", "passed"]
+    assert [note["outcome"] for note in result.metadata["history"]] == ["gate", "passed"]
 
 
 def test_a_dependency_that_cannot_be_had_ends_as_partial_success(cluster: Cluster) -> None:

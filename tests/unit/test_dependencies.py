@@ -41,7 +41,7 @@ def test_a_draft_that_uses_what_is_there_needs_nothing(code: str) -> None:
     """The standard library, pytest, relative imports and the draft's own modules are no packages."""
     needs = _needs(code=code)
 
-    assert needs == Needs(requirements=(), drafted=False, unknown=(), warnings=())
+    assert needs == Needs(requirements=(), drafted=False, issues=(), warnings=())
 
 
 @pytest.mark.parametrize(
@@ -123,7 +123,7 @@ def test_only_what_is_allowed_is_installed() -> None:
     assert needs.warnings == (
         "dependency 'made_up' was not installed: PTC_ALLOWED_DEPENDENCIES leaves it out",
     )
-    assert [sentence.partition(",")[0] for sentence in needs.unknown] == ["app.py:2 imports 'requests'"]
+    assert [sentence.partition(",")[0] for sentence in needs.unknown] == ["app.py:2: imports 'requests'"]
 
 
 @pytest.mark.parametrize(
@@ -172,7 +172,7 @@ def test_an_unknown_import_is_told_with_its_first_place_and_never_installed() ->
     assert needs.requirements == ()
     assert needs.unknown == (
         (
-            "app.py:2 imports 'nonesuch', which is neither in the project, nor in the standard library, "
+            "app.py:2: imports 'nonesuch', which is neither in the project, nor in the standard library, "
             "nor in a package that the plan names"
         ),
     )
@@ -295,7 +295,7 @@ def test_a_requirements_file_of_the_draft_is_read_like_its_imports() -> None:
 
     assert needs.requirements == ("Flask>=3", "PyYAML>=6", "requests==2.31.0")
     assert needs.drafted
-    assert needs.unknown == ("requirements.txt names the package 'made-up', which is not available here",)
+    assert needs.unknown == ("requirements.txt: names the package 'made-up', which is not available here",)
 
 
 @pytest.mark.parametrize(
@@ -380,7 +380,7 @@ def test_a_drafts_project_file_is_read_like_its_requirements(
     needs = _needs(files={path: content})
 
     assert (needs.requirements, needs.drafted) == (requirements, True)
-    assert needs.unknown == (f"{path} names the package 'made-up', which is not available here",)
+    assert needs.unknown == (f"{path}: names the package 'made-up', which is not available here",)
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,8 @@ from support import make_plan
 from ptc_contracts.verdicts import GateIssue, Outcome
 from ptc_worker.dependencies import needs_of
 from ptc_worker.filetypes import artifact
-from ptc_worker.gate import examine, has_python_tests, red_verdict, syntax_tree
+from ptc_worker.gate import examine, has_python_tests, red_verdict
+from ptc_worker.syntax import syntax_tree
 
 if TYPE_CHECKING:
     from ptc_contracts import PTCExecutionPlan
@@ -24,14 +25,14 @@ UNTESTED = make_plan(enable_testing=False)
 
 
 def _issues(path: str, content: str) -> list[GateIssue]:
-    return examine(UNTESTED, [artifact(path, content)])
+    return examine(UNTESTED, [artifact(path, content)], None)
 
 
 @pytest.mark.parametrize(
     ("path", "content"),
     [
         ("a.py", ""),
-        ("a.py", "import nonesuch\n\nasync def f() -> None:\n    await g()\n"),
+        ("a.py", "raise SystemExit\n\nasync def f() -> None:\n    await g()\n"),
         ("a.py", "from __future__ import annotations\nx: Later = 1\n"),
         ("a.py", "try:\n    pass\nfinally:\n    try:\n        pass\n    finally:\n        pass\n"),
         ("a.py", "# -*- coding: latin-1 -*-\nname = 'é'\n"),
@@ -81,8 +82,8 @@ def test_a_python_error_is_told_with_its_line(content: str, line: int) -> None:
         ("a.json", "", 1, "json"),
         ("a.json", '{\n  "a": 1,\n}', 3, "json"),
         ("a.JSON", "{'a': 1}", 1, "json"),
-        ("a.toml", "a = \n", None, "toml"),
-        ("pyproject.toml", "[a]\n[a]\n", None, "toml"),
+        ("a.toml", "a = \n", 1, "toml"),
+        ("pyproject.toml", "[a]\n[a]\n", 2, "toml"),
     ],
 )
 def test_a_broken_configuration_file_is_told(path: str, content: str, line: int | None, code: str) -> None:
@@ -94,7 +95,9 @@ def test_a_broken_configuration_file_is_told(path: str, content: str, line: int 
 
 def test_every_broken_file_is_told_in_one_go() -> None:
     """One answer can mend them all."""
-    issues = examine(UNTESTED, [artifact("a.py", "("), artifact("b.py", "x = 1\n"), artifact("c.json", "[")])
+    issues = examine(
+        UNTESTED, [artifact("a.py", "("), artifact("b.py", "x = 1\n"), artifact("c.json", "[")], None
+    )
 
     assert [issue.file for issue in issues] == ["a.py", "c.json"]
 
@@ -130,7 +133,7 @@ def test_a_python_project_needs_a_file_that_pytest_collects(
 ) -> None:
     """A plan that enables testing gets no draft into a sandbox that has nothing to test."""
     files = [artifact(path, "") for path in paths]
-    issues = examine(plan, files)
+    issues = examine(plan, files, None)
 
     assert [issue.code for issue in issues] == codes
 
@@ -138,7 +141,7 @@ def test_a_python_project_needs_a_file_that_pytest_collects(
 def test_a_plan_without_testing_needs_no_tests() -> None:
     """Nobody would run them."""
     files = [artifact("a.py", "")]
-    issues = examine(UNTESTED, files)
+    issues = examine(UNTESTED, files, None)
 
     assert issues == []
     assert not has_python_tests(files)
@@ -221,7 +224,7 @@ def examine_hostile_files() -> None:
     """Examine each hostile file and ask for its imports; print its name once that is done."""
     for name, (path, content) in _HOSTILE.items():
         file = artifact(path, content)
-        examine(UNTESTED, [file])
+        examine(UNTESTED, [file], None)
         needs_of([], [file], None)
         print(name, flush=True)  # noqa: T201 the parent reads which ones were survived
 
@@ -279,4 +282,4 @@ def test_files_that_may_break_the_rules_are_left_alone(path: str) -> None:
     """Test data does so on purpose, and tsconfig holds comments."""
     plan = make_plan(enable_testing=False)
 
-    assert examine(plan, [artifact(path, "{ // broken")]) == []
+    assert examine(plan, [artifact(path, "{ // broken")], None) == []

@@ -1,0 +1,176 @@
+"""Runs ruff over a draft for errors that Python's own compiler does not see: names that nothing defines, and the like."""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import re
+import resource
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from threading import Timer
+from typing import TYPE_CHECKING, Any
+
+import structlog
+
+from ptc_contracts.verdicts import GateIssue, GateStage, Severity
+from ptc_worker import leash
+from ptc_worker.filetypes import is_free_form, is_template
+from ptc_worker.syntax import syntax_tree
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from ptc_contracts.result import CodeArtifact
+
+log = structlog.get_logger(__name__)
+
+_RULES = "E9,F63,F7,F82"
+
+_WORTH_TELLING = {"F632", "F722", "F822", "F823"}
+"""Rules that also fire where nothing fails: `is` with a literal, array shapes in annotations (`Float[Array, "b c"]`),
+`__all__` of a module that loads lazily, and a name that an earlier turn of a loop has bound."""
+
+_SECONDS = 10
+_MEMORY_BYTES = 1 << 30
+_MAX_OUTPUT = 1_000_000
+"""Bytes of findings that are read, 300 each or more: a draft with that many is refused anyway."""
+
+_DEFINES_NAMES = re.compile(r"\b(?:globals|exec|builtins)\b")
+
+
+def lint(files: Sequence[CodeArtifact]) -> list[GateIssue]:
+    """List what ruff finds in a draft's Python files, whatever their comments and its configuration say.
+
+    A ruff that is missing, crashes or takes too long has found nothing: the tests will.
+    """
+    sources = [file for file in files if _is_linted(file)]
+    if not sources:
+        return []
+    began = time.monotonic()
+    try:
+        found = _found_in(sources)
+    except (OSError, subprocess.SubprocessError, ImportError, ValueError) as error:
+        log.warning("linter_failed", error=f"{type(error).__name__}: {error}", files=len(sources))
+        return []
+    log.debug("linted", files=len(sources), found=len(found), seconds=round(time.monotonic() - began, 3))
+    return found
+
+
+def _is_linted(file: CodeArtifact) -> bool:
+    path, content = file.file_path, file.content
+    return path.endswith(".py") and not is_free_form(path) and not is_template(path, content)
+
+
+def _found_in(sources: Sequence[CodeArtifact]) -> list[GateIssue]:
+    """Write the sources under names of ours, so that no path and no configuration of the draft counts, and run ruff."""
+    with TemporaryDirectory(prefix="ptc-lint-") as folder:
+        for number, file in enumerate(sources):
+            Path(folder, f"{number}.py").write_text(file.content, encoding="utf-8", errors="replace")
+        findings = _ruff(folder)
+    by_file: dict[int, list[dict[str, Any]]] = {}
+    for finding in findings:
+        if str(finding["code"]).startswith("F"):  # on syntax the gate has had Python's own word
+            by_file.setdefault(int(Path(finding["filename"]).stem), []).append(finding)
+    return [issue for number, found in sorted(by_file.items()) for issue in _issues(sources[number], found)]
+
+
+def _ruff(folder: str) -> list[dict[str, Any]]:
+    """Run ruff over a folder and read what it finds, the first findings of very many."""
+    from ruff import find_ruff_bin
+
+    with subprocess.Popen(  # noqa: S603 the linter we depend on, over files that we named
+        [sys.executable, "-I", "-S", leash.__file__, str(os.getpid()), find_ruff_bin(), *_ARGUMENTS],
+        env={"RAYON_NUM_THREADS": "2", "NO_COLOR": "1"},
+        cwd=folder,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    ) as process:
+        limit = Timer(_SECONDS, process.kill)
+        limit.start()
+        try:
+            _bound_memory(process.pid)
+            output = process.stdout.read(_MAX_OUTPUT) if process.stdout else b""
+            if len(output) == _MAX_OUTPUT:
+                process.kill()
+            elif process.wait() not in {0, 1}:
+                raise subprocess.SubprocessError(f"ruff ended with {process.returncode}")
+        finally:
+            limit.cancel()
+            process.kill()
+    return [json.loads(line) for line in output.splitlines(keepends=True) if line.endswith(b"\n")]
+
+
+_ARGUMENTS = (
+    *("check", "--isolated", "--no-cache", "--ignore-noqa", "--no-respect-gitignore", "--quiet"),
+    *("--select", _RULES, "--target-version", f"py3{sys.version_info.minor}"),
+    *("--output-format", "json-lines", "."),
+)
+
+
+def _bound_memory(process_id: int) -> None:
+    if sys.platform == "linux":
+        with suppress(ProcessLookupError):
+            resource.prlimit(process_id, resource.RLIMIT_AS, (_MEMORY_BYTES, _MEMORY_BYTES))
+
+
+def _issues(file: CodeArtifact, findings: list[dict[str, Any]]) -> Iterator[GateIssue]:
+    evaluated = _evaluated_names(file.content)
+    for finding in findings:
+        code, told = finding["code"], finding["message"]
+        sure = code not in _WORTH_TELLING and (code != "F821" or _undefined_in(told) in evaluated)
+        yield GateIssue(
+            file=file.file_path,
+            line=finding["location"]["row"],
+            code=code,
+            message=told,
+            severity=Severity.ERROR if sure else Severity.WARNING,
+            stage=GateStage.SEMANTIC,
+        )
+
+
+def _undefined_in(message: str) -> str:
+    """Give the name in "Undefined name `x`"."""
+    return message.partition("`")[2].partition("`")[0]
+
+
+def _evaluated_names(source: str) -> set[str]:
+    """Collect the names that a file's code evaluates when it runs, none if it may define names in ways of its own.
+
+    Annotations of a function's variables are never evaluated, others not in a file that postpones them.
+    """
+    tree = syntax_tree(source)
+    if tree is None or _DEFINES_NAMES.search(source):
+        return set()
+    postponed = sys.version_info >= (3, 14) or any(_postpones(node) for node in tree.body)
+    names: set[str] = set()
+    queue: list[tuple[ast.AST, bool]] = [(tree, False)]
+    while queue:
+        node, in_function = queue.pop()
+        if isinstance(node, ast.Name):
+            names.add(node.id)
+        inside = in_function
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            inside = not isinstance(node, ast.ClassDef)
+        unread = postponed or (in_function and isinstance(node, ast.AnnAssign))
+        queue += [
+            (child, inside)
+            for field, value in ast.iter_fields(node)
+            if not (unread and field in {"annotation", "returns"})
+            for child in (value if isinstance(value, list) else [value])
+            if isinstance(child, ast.AST)
+        ]
+    return names - {"_"}  # which gettext defines
+
+
+def _postpones(node: ast.stmt) -> bool:
+    if not isinstance(node, ast.ImportFrom) or node.module != "__future__":
+        return False
+    return any(alias.name == "annotations" for alias in node.names)

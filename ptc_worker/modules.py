@@ -1,0 +1,232 @@
+"""The modules that a draft's files are, and the imports that stand in them."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections import defaultdict, deque
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import TYPE_CHECKING
+
+from ptc_worker.filetypes import is_free_form
+from ptc_worker.syntax import syntax_tree
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from ptc_contracts.result import CodeArtifact
+
+_COMPILED = (".py", ".pyi", ".pyx", ".pxd", ".c", ".cc", ".cpp", ".rs", ".so", ".pyd")
+"""Endings of files that are, or are built into, a module of that name."""
+
+_APART = {"docs", "doc", "examples", "benchmarks"}
+_APART_NAMES = {"setup.py", "noxfile.py", "fabfile.py", "locustfile.py", "gunicorn.conf.py"}
+"""Files that somebody's tool runs; no test needs what they import."""
+
+_DYNAMIC = re.compile(
+    r"\b(?:globals|f_globals|exec|setattr|vars|locals|global_enum|_convert_"
+    r"|__getattr__|__dict__|__path__|__import__|sys\s*\.\s*modules)\b"
+)
+"""What a module is written with that may hold names which nobody can read off it."""
+
+_EVERY_MODULE_HAS = {"__name__", "__file__", "__doc__", "__path__", "__spec__", "__loader__", "__package__"} | {
+    "__dict__", "__builtins__", "__cached__", "__annotations__",
+}  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Import:
+    """An `import` of one module, or a `from … import` with its names."""
+
+    file: str
+    """Where it stands."""
+    line: int
+    """Its line, from 1."""
+    module: str
+    """The module as it is written; empty for `from . import …`."""
+    level: int = 0
+    """How many dots stand before it."""
+    names: tuple[str, ...] = ()
+    """What is taken from it; for a whole module nothing."""
+    optional: bool = False
+    """Whether the tests may well do without: it stands below an `if`, or in a file that no test needs."""
+
+    def __str__(self) -> str:
+        return "." * self.level + self.module
+
+
+class Modules:
+    """A draft's own modules, each under every name that some folder on the path would give it."""
+
+    def __init__(self, files: Sequence[CodeArtifact]) -> None:
+        self.trees = {
+            file.file_path: tree
+            for file in files
+            if file.file_path.endswith(".py") and (tree := syntax_tree(file.content))
+        }
+        self._sources = {file.file_path: file.content for file in files if file.file_path in self.trees}
+        self._exports: dict[str, set[str] | None] = {}
+        self._files: defaultdict[tuple[str, ...], list[str]] = defaultdict(list)
+        for file in files:
+            self._enter(PurePosixPath(file.file_path))
+
+    def imports(self) -> Iterator[Import]:
+        """Walk the imports that must succeed, and the optional ones; one that may fail is left out."""
+        for path, tree in self.trees.items():
+            apart = is_free_form(path) or _is_apart(path) or "sys.modules" in self._sources[path]
+            yield from _imports_in(path, tree, optional=apart)
+
+    def lacking(self, wanted: Import) -> str | None:
+        """Say what an import of the project's own asks for that is not there, None if nothing is sure to be missing."""
+        where = self._named_by(wanted)
+        if where is None or self._is_made(where) or any(map(self._is_opaque, _parents(where))):
+            return None
+        if where not in self._files:
+            return f"imports {str(wanted)!r}, which is not among the project's files"
+        absent = [repr(name) for name in wanted.names if not self._holds(where, name)]
+        if absent:
+            return f"imports {', '.join(absent)} from {str(wanted)!r}, which does not define it"
+        return None
+
+    def mentions(self, module: str) -> bool:
+        """Tell whether the code names a module in a string, for it may be written or replaced when that runs."""
+        last = module.rpartition(".")[2]
+        named = re.compile(rf"""["'/](?:{re.escape(module)}(?:\.[\w.]*)?|{re.escape(last)}\.pyi?)["']""")
+        return any(named.search(source) for source in self._sources.values())
+
+    def _enter(self, path: PurePosixPath) -> None:
+        """Note a file, and the folders above it, under each of its names; the empty part stands for the root."""
+        if path.suffix in _COMPILED:
+            name = path.name.partition(".")[0]
+            parts = ("", *path.parts[:-1], *(() if name == "__init__" else (name,)))
+            for name_of_it in _suffixes(parts):
+                self._files[name_of_it].append(str(path))
+        for depth in range(len(path.parts)):
+            for name_of_it in _suffixes(("", *path.parts[:depth])):
+                self._files.setdefault(name_of_it, [])
+
+    def _named_by(self, wanted: Import) -> tuple[str, ...] | None:
+        """Give the key of an import's module; a relative one starts at the root. None if it leaves the project."""
+        parts = tuple(wanted.module.split(".")) if wanted.module else ()
+        if wanted.level == 0:
+            return parts
+        folders = PurePosixPath(wanted.file).parts[:-1]
+        if wanted.level - 1 > len(folders):
+            return None
+        return ("", *folders[: len(folders) - wanted.level + 1], *parts)
+
+    def _is_made(self, where: tuple[str, ...]) -> bool:
+        return where not in self._files and self.mentions(".".join(part for part in where if part))
+
+    def _holds(self, module: tuple[str, ...], name: str) -> bool:
+        if (*module, name) in self._files or name == "*" or name in _EVERY_MODULE_HAS:
+            return True
+        exports = [self._exported(path) for path in self._files[module]]
+        return any(names is None or name in names for names in exports)
+
+    def _is_opaque(self, module: tuple[str, ...]) -> bool:
+        return any(self._exported(path) is None for path in self._files.get(module, ()))
+
+    def _exported(self, path: str) -> set[str] | None:
+        """Collect what a module defines, None if that cannot be read off it."""
+        if path not in self._exports:
+            tree = self.trees.get(path)
+            readable = tree is not None and not _DYNAMIC.search(self._sources[path])
+            names = _bound_in(tree) if tree is not None and readable else {"*"}
+            self._exports[path] = None if "*" in names else names
+        return self._exports[path]
+
+
+def _suffixes(parts: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
+    return (parts[start:] for start in range(len(parts)))
+
+
+def _parents(module: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
+    return (module[:depth] for depth in range(1, len(module)))
+
+
+def _is_apart(path: str) -> bool:
+    file = PurePosixPath(path)
+    return file.name in _APART_NAMES or not _APART.isdisjoint(file.parts[:-1])
+
+
+def _imports_in(path: str, tree: ast.Module, *, optional: bool) -> Iterator[Import]:
+    queue: deque[tuple[ast.AST, bool]] = deque([(tree, optional)])
+    while queue:
+        node, may_miss = queue.popleft()
+        match node:
+            case ast.Import():
+                for alias in node.names:
+                    yield Import(file=path, line=node.lineno, module=alias.name, optional=may_miss)
+            case ast.ImportFrom():
+                yield Import(
+                    file=path,
+                    line=node.lineno,
+                    module=node.module or "",
+                    level=node.level,
+                    names=tuple(alias.name for alias in node.names),
+                    optional=may_miss,
+                )
+            case _:
+                queue.extend(_below(node, may_miss=may_miss))
+
+
+def _below(node: ast.AST, *, may_miss: bool) -> Iterator[tuple[ast.AST, bool]]:
+    """Go down, past what may fail: guarded by `try`, `suppress` or `raises`, or only there for type checkers."""
+    match node:
+        case ast.Try(handlers=[_, *_]) | ast.TryStar():
+            yield from ((child, may_miss) for child in [*node.orelse, *node.finalbody])
+        case ast.If(test=ast.Name(id="TYPE_CHECKING") | ast.Attribute(attr="TYPE_CHECKING")):
+            yield from ((child, may_miss) for child in node.orelse)
+        case ast.If() | ast.Match():
+            yield from ((child, True) for child in ast.iter_child_nodes(node))
+        case ast.With() if any(
+            _last_name(item.context_expr) in {"suppress", "raises"} for item in node.items
+        ):
+            return
+        case ast.FunctionDef() | ast.AsyncFunctionDef() | ast.ClassDef():
+            skipped = any(_may_be_skipped(decorator) for decorator in node.decorator_list)
+            yield from ((child, may_miss or skipped) for child in ast.iter_child_nodes(node))
+        case _:
+            yield from ((child, may_miss) for child in ast.iter_child_nodes(node))
+
+
+def _may_be_skipped(decorator: ast.expr) -> bool:
+    name = _last_name(decorator) or ""
+    return "skip" in name.lower() or name in {"xfail", "expectedFailure"} or name.startswith("requires")
+
+
+def _last_name(node: ast.expr) -> str | None:
+    match node:
+        case ast.Call(func=func):
+            return _last_name(func)
+        case ast.Attribute(attr=name) | ast.Name(id=name):
+            return name
+    return None
+
+
+def _bound_in(tree: ast.Module) -> set[str]:
+    """Collect the names that a module's statements bind, whichever of them come to run."""
+    names: set[str] = set()
+    queue: list[ast.AST] = [*tree.body]
+    while queue:
+        node = queue.pop()
+        match node:
+            case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name) | ast.ClassDef(name=name):
+                names.add(name)
+                queue += [inner for inner in ast.walk(node) if isinstance(inner, ast.Global)]
+            case ast.Global(names=declared):
+                names.update(declared)
+            case ast.Import() | ast.ImportFrom():
+                names.update(alias.asname or alias.name.partition(".")[0] for alias in node.names)
+            case ast.Name(id=name, ctx=ast.Store()):
+                names.add(name)
+            case (
+                ast.MatchAs(name=str(name)) | ast.MatchStar(name=str(name)) | ast.MatchMapping(rest=str(name))
+            ):
+                names.add(name)
+                queue += ast.iter_child_nodes(node)
+            case _:
+                queue += ast.iter_child_nodes(node)
+    return names
