@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from ptc_contracts.bill import ModelCall, accounts_of, usage_of
 from ptc_contracts.result import CodeArtifact, ExecutionStatus, PTCArtifactResult
-from ptc_contracts.verdicts import Outcome, Verdict
+from ptc_contracts.verdicts import GateIssue, Outcome, Verdict
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -109,6 +109,8 @@ class Progress(BaseModel):
     """The provider that is asked first, where it is no longer the plan's primary one."""
     frozen: list[CodeArtifact] | None = None
     """Tests and their configuration as the first draft had them that passed the gate; None before it."""
+    noticed: list[GateIssue] = Field(default_factory=list)
+    """What the gate only warns of in the draft that waits for its verdict."""
     rejected: list[str] = Field(default_factory=list)
     """Changes of frozen or given tests that the answer under way asked for, and that were discarded: paths."""
     repair: TestRepair | None = None
@@ -122,6 +124,7 @@ class Progress(BaseModel):
 
     def examined(self, verdict: Verdict, files: list[CodeArtifact]) -> Progress:
         """Note a verdict; of two equally good drafts the newer one is kept."""
+        verdict = verdict.model_copy(update={"issues": [*self.noticed, *verdict.issues]})
         attempt = Attempt(iteration=self.iteration, files=files, verdict=verdict)
         better = self.best is None or verdict.score >= self.best.verdict.score
         tests = verdict.test_results
@@ -136,6 +139,7 @@ class Progress(BaseModel):
         return self.model_copy(
             update={
                 "draft": None,
+                "noticed": [],
                 "rejected": [],
                 "best": attempt if better else self.best,
                 "history": [*self.history, note],

@@ -9,7 +9,7 @@ from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
 from ptc_worker.filetypes import TEST_FOLDERS, is_test
-from ptc_worker.gate import toml_tree
+from ptc_worker.syntax import toml_tree
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

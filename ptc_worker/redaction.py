@@ -10,6 +10,7 @@ from urllib.parse import quote, quote_plus
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
+    from ptc_contracts.progress import Progress
     from ptc_contracts.verdicts import Verdict
 
 REDACTED = "[redacted]"
@@ -80,6 +81,19 @@ def redact_verdict(redactor: Redactor, verdict: Verdict) -> Verdict:
                 )
                 for issue in verdict.issues
             ],
+        }
+    )
+
+
+def redact_progress(redactor: Redactor, progress: Progress) -> Progress:
+    """Replace secrets in what a result tells of its run beside files and verdict."""
+    repair = progress.repair
+    told = repair and repair.model_copy(update={"note": redactor.text(repair.note)})
+    return progress.model_copy(
+        update={
+            "warnings": redactor.value(progress.warnings),
+            "facts": redactor.value(progress.facts),
+            "repair": told,
         }
     )
 

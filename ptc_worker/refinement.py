@@ -32,6 +32,10 @@ REPEATS_TO_STOP = 3
 on and on loses most of its power to repair after two or three tries; a fresh start restores it (arXiv 2506.18403)."""
 
 
+UNWANTED = {StopReason.MAX_ITERATIONS, StopReason.STUCK, StopReason.UNPARSEABLE}
+"""Ends whose answers nobody wants to get again: whoever submits the plan once more hopes for better ones."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class End:
     """How a run ends."""

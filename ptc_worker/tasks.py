@@ -6,19 +6,15 @@ stage pays for is kept before anything else happens to it, so that whoever repea
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any, TypeVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
-import stamina
 import structlog
 from celery.exceptions import Ignore, Reject
-from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import OutOfMemoryError, ReadOnlyError, RedisError, ResponseError
-from redis.exceptions import TimeoutError as RedisTimeoutError
+from redis.exceptions import RedisError, ResponseError
 
 from ptc_contracts import (
-    CacheStrategy,
     ConfigurationError,
     ExecutionStatus,
     PayloadTooLargeError,
@@ -29,7 +25,8 @@ from ptc_contracts.record import CANCELLED, EXPIRED
 from ptc_contracts.run import LeaseLostError, NotOurs, Run
 from ptc_contracts.stages import Stage
 from ptc_contracts.verdicts import GateStage, Outcome
-from ptc_worker.app import app, leases, send, settings, shared, store
+from ptc_worker.app import app, leases, redactor, send, settings, store
+from ptc_worker.asking import answer_to, forget_answers
 from ptc_worker.dependencies import missing_verdict, needs_of
 from ptc_worker.drafting import joined, next_request, read
 from ptc_worker.environments import CacheDirError
@@ -37,15 +34,15 @@ from ptc_worker.gate import examine, has_errors, has_python_tests, red_verdict
 from ptc_worker.halt import HaltedError, Why
 from ptc_worker.installer import InstallError
 from ptc_worker.linter import lint
-from ptc_worker.llm.budget import Budget
-from ptc_worker.llm.calls import Answer, BusyError, Caller, NoAnswerError, OverBudgetError
-from ptc_worker.llm.loop import run_async
+from ptc_worker.llm.calls import BusyError, NoAnswerError, OverBudgetError
 from ptc_worker.llm.prices import REPLAY_PREFIX
+from ptc_worker.outages import through_outages
 from ptc_worker.parsing import parse_answer
-from ptc_worker.prompts import build_prompt
 from ptc_worker.providers import providers_for
 from ptc_worker.quarantine import quarantined
+from ptc_worker.redaction import redact_progress, redact_verdict
 from ptc_worker.refinement import (
+    UNWANTED,
     End,
     drafted,
     merged,
@@ -59,7 +56,7 @@ from ptc_worker.runner import run_tests
 from ptc_worker.sandbox.protocol import SandboxError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
     from ptc_contracts import CodeArtifact, PTCArtifactResult
     from ptc_contracts.bill import Request
@@ -67,18 +64,10 @@ if TYPE_CHECKING:
     from ptc_contracts.verdicts import Verdict
     from ptc_worker.drafting import Reading
     from ptc_worker.leases import Hold
-    from ptc_worker.llm.protocol import Provider
+    from ptc_worker.llm.calls import Answer
     from ptc_worker.parsing import ParsedAnswer
 
 log = structlog.get_logger(__name__)
-
-T = TypeVar("T")
-
-_PATIENCE_SECONDS = 600.0
-"""How long a worker waits for Redis with what it has done; a server that is away that long has bigger troubles."""
-
-_PASSING = (RedisConnectionError, RedisTimeoutError, OutOfMemoryError, ReadOnlyError)
-"""What a server answers that is away, full or about to change its role."""
 
 _CANCELLED = End(status=ExecutionStatus.FAILURE, reason=StopReason.CANCELLED, message=CANCELLED)
 
@@ -143,7 +132,7 @@ def _begun(run_id: str, sending: int, stage: Stage) -> Run | NotOurs:
         raise Reject("this worker ends", requeue=True)
     us = uuid4().hex
     try:
-        return _through_outages(lambda: store().begin(run_id, stage, sending, us))
+        return through_outages(lambda: store().begin(run_id, stage, sending, us))
     except ResponseError:
         log.exception("run_cannot_be_begun", run=run_id)  # given back, the message would come again at once
         raise Ignore from None
@@ -162,7 +151,7 @@ def _held(hold: Hold, step: Callable[[Hold], Step]) -> Ended | None:
         except BusyError as busy:
             log.info("run_deferred", seconds=round(busy.seconds, 1), reason=str(busy))
             seconds = busy.seconds
-            return _through_outages(lambda: store().defer(hold.run, seconds))
+            return through_outages(lambda: store().defer(hold.run, seconds))
     except LeaseLostError:
         log.warning("run_left_to_another_worker")
     except RedisError as error:
@@ -176,7 +165,7 @@ def _finish(run: Run, progress: Progress, follows: Stage | End) -> Ended | None:
     """End the run, or hand it over: the task id is kept, so that one `AsyncResult` follows it to its end."""
     if isinstance(follows, Stage):
         try:
-            owed = _through_outages(lambda: store().hand_over(run, follows, progress))
+            owed = through_outages(lambda: store().hand_over(run, follows, progress))
         except PayloadTooLargeError as error:
             return _end(run, run.progress, _misconfigured(str(error)))
         send(owed)
@@ -186,12 +175,14 @@ def _finish(run: Run, progress: Progress, follows: Stage | End) -> Ended | None:
 
 
 def _end(run: Run, progress: Progress, end: End) -> Ended:
-    result = _through_outages(
+    if end.reason in UNWANTED:
+        forget_answers(run)
+    result = through_outages(
         lambda: store().finish(
             run,
             end.status,
-            progress=progress,
-            error_message=end.message,
+            progress=redact_progress(redactor(), progress),
+            error_message=redactor().text(end.message) if end.message else None,
             stop_reason=end.reason,
             given_up=end.given_up,
         )
@@ -251,20 +242,6 @@ def _over_already(run: Run) -> End | None:
     return None
 
 
-def _through_outages(act: Callable[[], T]) -> T:
-    """Do it as soon as Redis can be reached: what was worked or paid for is not given up for a moment's sake."""
-    for attempt in stamina.retry_context(
-        on=lambda error: isinstance(error, _PASSING) and not leases().ending,
-        attempts=None,
-        timeout=_PATIENCE_SECONDS,
-        wait_initial=0.02,
-        wait_max=0.2,  # a worker that dies with a paid answer in its hand takes it along
-    ):
-        with attempt:
-            return act()
-    raise AssertionError("stamina either returns or raises")  # pragma: no cover
-
-
 def _generate(hold: Hold) -> Step:
     run, plan = hold.run, hold.run.plan
     providers, warnings = providers_for(plan, settings(), run.progress.lead)
@@ -272,7 +249,7 @@ def _generate(hold: Hold) -> Step:
     readings: list[Reading] = []
     try:
         while request := next_request(readings):
-            answer = _answer(hold, providers, request, readings)
+            answer = answer_to(request, hold, providers, readings)
             progress = progress.noting(_remarks(answer), **_facts(answer))
             readings.append(_read(answer, request, readings))
     except (NoAnswerError, OverBudgetError, TimeoutError) as error:
@@ -301,7 +278,7 @@ def _judged_unrun(run: Run, progress: Progress, answer: ParsedAnswer) -> Step:
         log.info("draft_refused", issues=len(issues), files=len(files))
         return _examined(run, progress, red_verdict(issues), files)
     log.info("draft_parsed", files=len(files))
-    progress = progress.model_copy(update={"draft": files})
+    progress = progress.model_copy(update={"draft": files, "noticed": issues})
     if not plan.enable_testing:
         return progress, End(status=ExecutionStatus.SUCCESS, reason=StopReason.NOT_TESTED)
     if not has_python_tests(files):
@@ -321,7 +298,9 @@ def _cut_short(run: Run, progress: Progress, readings: list[Reading], error: Exc
 
 
 def _read(answer: Answer, request: Request, earlier: list[Reading]) -> Reading:
-    return read(earlier, request, answer.text, parse_answer(answer.text), truncated=answer.truncated)
+    return read(
+        earlier, request, answer.text, parse_answer(redactor().exact(answer.text)), truncated=answer.truncated
+    )
 
 
 def _sandbox(hold: Hold) -> Step:
@@ -332,7 +311,9 @@ def _sandbox(hold: Hold) -> Step:
     if needs.unknown:
         return _examined(run, progress, missing_verdict(needs.unknown), files)
     try:
-        verdict, isolation = run_tests(settings(), files, needs.requirements, run.time_left(), hold.halt)
+        verdict, isolation = run_tests(
+            settings(), files, needs.requirements, run.time_left(), hold.halt, given=run.plan.test_files
+        )
     except InstallError as error:
         if not needs.drafted or isinstance(error, CacheDirError):  # no model can mend that
             return progress, spent(progress, StopReason.NOT_RUN, str(error))
@@ -341,53 +322,10 @@ def _sandbox(hold: Hold) -> Step:
     return _examined(run, progress, verdict, files)
 
 
-def _answer(hold: Hold, providers: list[Provider], request: Request, earlier: Sequence[Reading]) -> Answer:
-    """Return this iteration's next answer: the one that is kept already, or a new one, kept as soon as it is there."""
-    run = hold.run
-    number = f":{len(earlier) + 1}" if earlier else ""
-    name = f"{Stage.GENERATE.value}:{run.progress.iteration}{number}"
-    if kept := store().checkpoint(run, name):
-        return Answer(**kept)
-    keeps = settings().ptc_response_cache_ttl and run.plan.cache_strategy is not CacheStrategy.NEVER
-    caller = Caller(
-        iteration=run.progress.iteration,
-        request=request,
-        deadline=run.deadline,
-        may_pay=hold.sure,
-        shared=shared(),
-        responses=shared().responses if keeps else None,
-        budget=_budget(run),
-    )
-    prompt = build_prompt(run.plan, run.progress, earlier)
-    try:
-        answer = run_async(caller.ask(providers, prompt), hold.halt)
-    except BaseException:
-        if caller.calls:
-            _through_outages(lambda: store().keep_usage(run, caller.calls))
-        raise
-    try:
-        kept = _through_outages(lambda: store().keep(run, name, asdict(answer), caller.calls))
-    except PayloadTooLargeError:
-        _through_outages(lambda: store().keep_usage(run, caller.calls))
-        raise
-    hold.halt.check()
-    return Answer(**kept)
-
-
-def _budget(run: Run) -> Budget:
-    """Gather the limits that hold for a run, and what it has spent."""
-    limits = [limit for limit in (run.plan.max_cost_usd, settings().ptc_max_cost_usd) if limit is not None]
-    budget = Budget(
-        plan_limit=min(limits, default=None),
-        day_limit=settings().ptc_max_cost_usd_per_day,
-        unknown_price_per_mtok=settings().ptc_unknown_price_per_mtok,
-    )
-    return budget if budget.plan_limit is None else replace(budget, spent=budget.counted(store().calls(run)))
-
-
 def _examined(run: Run, progress: Progress, verdict: Verdict, files: list[CodeArtifact]) -> Step:
     """Note a verdict and decide: end the run, or let a model try once more."""
-    progress = progress.examined(with_rejections(verdict, progress.rejected), files)
+    verdict = redact_verdict(redactor(), with_rejections(verdict, progress.rejected))
+    progress = progress.examined(verdict, files)
     if verdict.outcome is not Outcome.PASSED and run.time_left() <= 0:
         return progress, _out_of_time(run)
     follows = next_step(run.plan, progress)

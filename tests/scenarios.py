@@ -10,7 +10,7 @@ from support import answer_with
 from ptc_worker.llm.replay.faults import Fault
 
 if TYPE_CHECKING:
-    from ptc_worker.llm.replay.recordings import Recorded
+    from ptc_worker.llm.replay.recordings import Part, Recorded
 
 CODE = "def add(a, b):\n    return a + b"
 TESTS = "from calc import add\n\n\ndef test_add():\n    assert add(1, 2) == 3\n\n\ndef test_zero():\n    assert add(0, 0) == 0"
@@ -32,7 +32,7 @@ EASY = answer_with(
     tests__test_calc_py="def test_add():\n    assert True\n\n\ndef test_zero():\n    assert True",
     conftest_py="collect_ignore = ['tests']",
 )
-CUT = {"text": GREEN[: GREEN.index('<file path="tests') + 40], "finish": "length"}
+CUT: Part = {"text": GREEN[: GREEN.index('<file path="tests') + 40], "finish": "length"}
 REST = answer_with(tests__test_calc_py=TESTS)
 DISPUTE = "<dispute>test_add contradicts requirement 1: 1 + 2 is 3</dispute>\n" + REST
 GIVEN = {"tests/test_given.py": "from calc import add\n\n\ndef test_given():\n    assert add(2, 2) == 4\n"}

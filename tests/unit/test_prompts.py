@@ -140,8 +140,9 @@ def test_characters_that_nobody_sees_are_left_out_of_a_plan() -> None:
 
 def test_files_beyond_the_bound_are_named_and_those_of_the_findings_are_shown_first() -> None:
     """A large project does not push out what is wrong with it."""
-    large = {f"module_{n}": "x" * (MAX_FILES_CHARS // 4 + 1) for n in range(6)}
-    text = _examined(FULL, "module_5.py:1: bad", **large)
+    large = [artifact(f"module_{n}.py", "x" * (MAX_FILES_CHARS // 4 + 1)) for n in range(6)]
+    verdict = Verdict(outcome=Outcome.FAILED, feedback="module_5.py:1: bad")
+    text = _text(FULL, Progress(best=Attempt(iteration=1, files=large, verdict=verdict)))
     shown = re.findall(r'<file path="(.*)">', text)
 
     assert shown == ["module_5.py", "module_0.py", "module_1.py"]
