@@ -133,6 +133,27 @@ def test_what_else_is_given_is_there_too(settings: WorkerSettings) -> None:
     assert judged(settings, draft, given).outcome is Outcome.FAILED
 
 
+def test_what_else_is_given_is_as_it_was_for_the_whole_run(settings: WorkerSettings) -> None:
+    """A conftest.py that is rewritten before it is loaded, and written back after that."""
+    given = {
+        "tests/conftest.py": "import pytest\n@pytest.fixture\ndef four():\n    return 4",
+        PATH: "from app import double\ndef test_double(four):\n    assert double(2) == four",
+    }
+    trick = """\
+        import pathlib
+        PATH = pathlib.Path("tests/conftest.py")
+        WAS = PATH.read_text()
+        PATH.chmod(0o644)
+        PATH.write_text(WAS.replace("4", "5"))
+        def pytest_runtest_setup():
+            PATH.write_text(WAS)
+        """
+    verdict = judged(settings, {"app.py": WRONG, "conftest.py": trick}, given)
+
+    assert verdict.outcome is Outcome.TAMPERED
+    assert "tests/conftest.py, which the plan gave, was changed" in verdict.feedback
+
+
 _HERE = "import os, pathlib, pytest, sys\nPATH = pathlib.Path('tests/test_given.py')\n"
 _WEAK = "WEAK = '\\n'.join(line.split('assert')[0] + 'pass' if 'assert' in line else line for line in PATH.read_text().split('\\n')).replace('pytest.raises(TypeError)', 'open(__file__)')\n"
 _LEFT = {
@@ -159,6 +180,13 @@ _RESTORED = {
         PATH.write_text(WEAK)
         def pytest_pycollect_makeitem():
             PATH.write_text(WAS)
+        """,
+    "lets a shell rewrite them, and write them back": """
+        import subprocess
+        WAS = PATH.read_text()
+        subprocess.run(["/bin/sh", "-c", "chmod 644 $0 && printf %s \\"$1\\" > $0", str(PATH), WEAK], check=True)
+        def pytest_pycollect_makeitem():
+            subprocess.run(["/bin/sh", "-c", "printf %s \\"$1\\" > $0", str(PATH), WAS], check=True)
         """,
     "leaves compiled code beside them": """
         import importlib.util, marshal
