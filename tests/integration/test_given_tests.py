@@ -236,6 +236,16 @@ _RESTORED = {
                 made.obj.pytest = types.SimpleNamespace(raises=lambda kind: contextlib.suppress(Exception))
             return made
         """,
+    "exchanges a function of theirs for the time of each test": """
+        @pytest.fixture(autouse=True)
+        def weak(request, monkeypatch):
+            monkeypatch.setattr(request.module, "check", lambda value, wanted: None, raising=False)
+        """,
+    "runs something else instead of them": """
+        @pytest.hookimpl(tryfirst=True)
+        def pytest_pyfunc_call(pyfuncitem):
+            return True
+        """,
     "deselects them": """
         def pytest_collection_modifyitems(items):
             items[:] = [item for item in items if "given" not in item.nodeid]
@@ -253,6 +263,15 @@ _RESTORED = {
             made.obj.__test__ = module_path.name != "test_given.py"
             return made
         """,
+}  # fmt: skip
+_BESIDE = {
+    "configuration keeps them out": {"pytest.ini": "[pytest]\nnorecursedirs = tests\n"},
+    "configuration calls tests otherwise": {"pytest.ini": "[pytest]\npython_files = *_own.py\n"},
+    "configuration calls functions otherwise": {"pytest.ini": "[pytest]\npython_functions = *_own\n"},
+    "the code under test rewrites them": {"app.py": _HERE + _WEAK + "PATH.chmod(0o644)\nPATH.write_text(WEAK)\n" + WRONG},
+    "a test of the draft's own rewrites them": {
+        "a_tests/test_own.py": _HERE + _WEAK + "PATH.chmod(0o644)\nPATH.write_text(WEAK)\ndef test_own(): pass\n"
+    },
 }  # fmt: skip
 _LEFT_OUT = {
     "skips them": """
@@ -284,6 +303,14 @@ def test_no_trick_makes_a_wrong_draft_pass_given_tests(settings: WorkerSettings,
     verdict = judged(settings, {**_OWN, "conftest.py": _HERE + _WEAK + dedent(trick)})
 
     assert verdict.outcome is Outcome.TAMPERED
+
+
+@pytest.mark.parametrize("files", _BESIDE.values(), ids=_BESIDE)
+def test_no_file_makes_a_wrong_draft_pass_given_tests(
+    settings: WorkerSettings, files: dict[str, str]
+) -> None:
+    """Configuration, or code that has every reason to run."""
+    assert judged(settings, {**_OWN, **files}).outcome is Outcome.TAMPERED
 
 
 @pytest.mark.parametrize("trick", _LEFT_OUT.values(), ids=_LEFT_OUT)
