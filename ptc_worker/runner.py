@@ -83,6 +83,11 @@ def run_tests(
     raise AssertionError("the loop returns or raises")  # pragma: no cover
 
 
+def with_given(files: Sequence[CodeArtifact], given: Mapping[str, str]) -> list[CodeArtifact]:
+    """Put tests that a plan gives, path to content, in their places among a draft's files."""
+    return _Project(files, given).files
+
+
 class _Project:
     """A draft's files, and the tests that its plan gave in their places."""
 

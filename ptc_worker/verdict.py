@@ -332,6 +332,8 @@ def _signature(facts: _Facts) -> str:
     causes += [*facts.unfinished[:1], *facts.left_out]
     if not causes:
         causes = ["\n".join(normalised(line) for line in last_lines(facts.last_output))]
+    if facts.outcome is Outcome.CRASHED:
+        causes.append(f"exit code {facts.ran.exit_code}")
     return signature_of(facts.outcome, causes)
 
 

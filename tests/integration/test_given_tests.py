@@ -133,6 +133,27 @@ def test_what_else_is_given_is_there_too(settings: WorkerSettings) -> None:
     assert judged(settings, draft, given).outcome is Outcome.FAILED
 
 
+def test_what_else_is_given_is_as_it_was_for_the_whole_run(settings: WorkerSettings) -> None:
+    """A conftest.py that is rewritten before it is loaded, and written back after that."""
+    given = {
+        "tests/conftest.py": "import pytest\n@pytest.fixture\ndef four():\n    return 4",
+        PATH: "from app import double\ndef test_double(four):\n    assert double(2) == four",
+    }
+    trick = """\
+        import pathlib
+        PATH = pathlib.Path("tests/conftest.py")
+        WAS = PATH.read_text()
+        PATH.chmod(0o644)
+        PATH.write_text(WAS.replace("4", "5"))
+        def pytest_runtest_setup():
+            PATH.write_text(WAS)
+        """
+    verdict = judged(settings, {"app.py": WRONG, "conftest.py": trick}, given)
+
+    assert verdict.outcome is Outcome.TAMPERED
+    assert "tests/conftest.py, which the plan gave, was changed" in verdict.feedback
+
+
 _HERE = "import os, pathlib, pytest, sys\nPATH = pathlib.Path('tests/test_given.py')\n"
 _WEAK = "WEAK = '\\n'.join(line.split('assert')[0] + 'pass' if 'assert' in line else line for line in PATH.read_text().split('\\n')).replace('pytest.raises(TypeError)', 'open(__file__)')\n"
 _LEFT = {
@@ -159,6 +180,13 @@ _RESTORED = {
         PATH.write_text(WEAK)
         def pytest_pycollect_makeitem():
             PATH.write_text(WAS)
+        """,
+    "lets a shell rewrite them, and write them back": """
+        import subprocess
+        WAS = PATH.read_text()
+        subprocess.run(["/bin/sh", "-c", "chmod 644 $0 && printf %s \\"$1\\" > $0", str(PATH), WEAK], check=True)
+        def pytest_pycollect_makeitem():
+            subprocess.run(["/bin/sh", "-c", "printf %s \\"$1\\" > $0", str(PATH), WAS], check=True)
         """,
     "leaves compiled code beside them": """
         import importlib.util, marshal
@@ -208,6 +236,16 @@ _RESTORED = {
                 made.obj.pytest = types.SimpleNamespace(raises=lambda kind: contextlib.suppress(Exception))
             return made
         """,
+    "exchanges a function of theirs for the time of each test": """
+        @pytest.fixture(autouse=True)
+        def weak(request, monkeypatch):
+            monkeypatch.setattr(request.module, "check", lambda value, wanted: None, raising=False)
+        """,
+    "runs something else instead of them": """
+        @pytest.hookimpl(tryfirst=True)
+        def pytest_pyfunc_call(pyfuncitem):
+            return True
+        """,
     "deselects them": """
         def pytest_collection_modifyitems(items):
             items[:] = [item for item in items if "given" not in item.nodeid]
@@ -225,6 +263,15 @@ _RESTORED = {
             made.obj.__test__ = module_path.name != "test_given.py"
             return made
         """,
+}  # fmt: skip
+_BESIDE = {
+    "configuration keeps them out": {"pytest.ini": "[pytest]\nnorecursedirs = tests\n"},
+    "configuration calls tests otherwise": {"pytest.ini": "[pytest]\npython_files = *_own.py\n"},
+    "configuration calls functions otherwise": {"pytest.ini": "[pytest]\npython_functions = *_own\n"},
+    "the code under test rewrites them": {"app.py": _HERE + _WEAK + "PATH.chmod(0o644)\nPATH.write_text(WEAK)\n" + WRONG},
+    "a test of the draft's own rewrites them": {
+        "a_tests/test_own.py": _HERE + _WEAK + "PATH.chmod(0o644)\nPATH.write_text(WEAK)\ndef test_own(): pass\n"
+    },
 }  # fmt: skip
 _LEFT_OUT = {
     "skips them": """
@@ -256,6 +303,14 @@ def test_no_trick_makes_a_wrong_draft_pass_given_tests(settings: WorkerSettings,
     verdict = judged(settings, {**_OWN, "conftest.py": _HERE + _WEAK + dedent(trick)})
 
     assert verdict.outcome is Outcome.TAMPERED
+
+
+@pytest.mark.parametrize("files", _BESIDE.values(), ids=_BESIDE)
+def test_no_file_makes_a_wrong_draft_pass_given_tests(
+    settings: WorkerSettings, files: dict[str, str]
+) -> None:
+    """Configuration, or code that has every reason to run."""
+    assert judged(settings, {**_OWN, **files}).outcome is Outcome.TAMPERED
 
 
 @pytest.mark.parametrize("trick", _LEFT_OUT.values(), ids=_LEFT_OUT)

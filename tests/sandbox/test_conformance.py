@@ -90,6 +90,19 @@ def test_writing_again_replaces_all_of_a_file(box: Sandbox) -> None:
     assert box.read("file", 100) == b"short"
 
 
+def test_a_file_may_be_written_for_reading_only(box: Sandbox) -> None:
+    """The program's user owns it, so this is a hint; what was not asked for can be written."""
+    box.write({"folder/fixed": b"1"}, read_only=True)
+    box.write({"folder/free": b"1"})
+    told = shell(
+        box,
+        "cat folder/fixed; stat -c %a folder/*; printf 2 > folder/free; chmod u+w folder/fixed && printf 2 > folder/fixed",
+    )
+
+    assert told == "1444\n644\n"
+    assert (box.read("folder/free", 9), box.read("folder/fixed", 9)) == (b"2", b"2")
+
+
 def test_the_program_sees_what_was_written_and_we_see_what_it_writes(box: Sandbox) -> None:
     """It may read, change and remove it; a new file is in reach too."""
     box.write({"a/file": b"1", "gone": b""})

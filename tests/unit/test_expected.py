@@ -10,9 +10,9 @@ from ptc_worker.expected import Expected, expected_of
 from ptc_worker.filetypes import artifact
 
 
-def read(source: str, path: str = "tests/test_a.py") -> Expected:
+def read(source: str, path: str = "tests/test_a.py", *, given: bool = False) -> Expected:
     """Read one file."""
-    return expected_of([artifact(path, dedent(source))])
+    return expected_of([artifact(path, dedent(source))], [path] if given else [])
 
 
 @pytest.mark.parametrize(
@@ -91,6 +91,59 @@ def test_only_what_pytest_collects_by_itself_is_expected(path: str) -> None:
 def test_a_test_is_left_out_on_a_condition_or_not_at_all(source: str, may: bool) -> None:
     """The condition stands beside the test, in its function or in its file, and is no constant."""
     assert read(source).may_be_left_out("tests/test_a.py::test_a[1::2]") is may
+
+
+@pytest.mark.parametrize(
+    ("source", "may"),
+    [
+        ("@pytest.mark.skip\ndef test_a(): pass", True),
+        ("@pytest.mark.xfail(reason='')\ndef test_a(): pass", True),
+        ("@unittest.expectedFailure\ndef test_a(): pass", True),
+        ("slow = pytest.mark.skip\n@slow\ndef test_a(): pass", True),
+        ("pytestmark = pytest.mark.skip\ndef test_a(): pass", True),
+        ("pytest.skip('', allow_module_level=True)\ndef test_a(): pass", True),
+        ("def test_a():\n    pytest.skip('')", True),
+        ("def test_a(): pass", False),
+        ("slow = pytest.mark.skip\ndef test_a(): pass", False),
+        ("@pytest.mark.skip\ndef test_b(): pass\ndef test_a(): pass", False),
+    ],
+)
+def test_a_given_test_is_left_out_where_it_says_so(source: str, may: bool) -> None:
+    """On a condition or not: no model wrote it."""
+    assert read(source, given=True).may_be_left_out("tests/test_a.py::test_a[1]") is may
+
+
+def test_a_given_class_is_left_out_where_it_says_so() -> None:
+    """By a decorator, a mark in it, or at one of its tests."""
+    source = """
+        @unittest.skip("")
+        class A(unittest.TestCase):
+            def test_a(self): pass
+        class TestB:
+            pytestmark = pytest.mark.skip
+            def test_b(self): pass
+        class TestC:
+            def test_c(self): pass
+            @pytest.mark.skip
+            def test_d(self): pass
+    """
+    expected = read(source, given=True)
+    inside = ["A::test_a", "TestB::test_b", "TestC::test_c", "TestC::test_d"]
+
+    assert [expected.may_be_left_out(f"tests/test_a.py::{test}") for test in inside] == [
+        True,
+        True,
+        False,
+        True,
+    ]
+
+
+def test_a_given_file_of_tests_is_expected_to_run() -> None:
+    """Others that are given are not; and nothing in them is doubtful."""
+    source = "class Any:\n    def __eq__(self, other):\n        return True\n"
+
+    assert read("def test_a(): pass", given=True).given == {"tests/test_a.py"}
+    assert read(source, "checks/matchers.py", given=True) == Expected()
 
 
 def test_a_class_may_be_left_out_on_a_condition() -> None:

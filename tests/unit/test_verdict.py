@@ -296,6 +296,7 @@ SIGNED: dict[str, tuple[list[dict[str, Any]], dict[str, Any]]] = {
     "timeout": ([collected(A), collected(B), *in_turn(A)], {"exit_code": -9, "timed_out": True}),
     "timeout in another": ([collected(A), collected(B)], {"exit_code": -9, "timed_out": True}),
     "crash": ([collected(A), collected(B), *in_turn(A)], {"exit_code": -11}),
+    "crash of another kind": ([collected(A), collected(B), *in_turn(A)], {"exit_code": 7}),
     "crash without a word": ([], {"exit_code": 1}),
     "crash with words": ([], {"exit_code": 1, "stderr": b"Fatal: no x"}),
     "usage": ([], {"exit_code": 4, "stderr": b"ERROR: unknown option"}),

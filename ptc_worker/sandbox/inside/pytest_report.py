@@ -34,7 +34,7 @@ from inspect import iscoroutinefunction
 from json.encoder import encode_basestring_ascii
 from operator import is_
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 from _pytest.assertion.rewrite import _rewrite_test
@@ -48,12 +48,25 @@ if TYPE_CHECKING:
     Look = Callable[[], None]
     Complain = Callable[[str], None]
     AsGiven = Callable[[str, Any, types.CodeType | None], bool]
-    Pinned = tuple[str, frozenset[types.CodeType], dict[str, object]]
     Known = dict[int, tuple[pytest.Item, str, Any, types.CodeType | None]]
     Writer = Generator[None, tuple[str, dict[str, object]], None]
 
 MAX_TEXT = 6000
 """Characters kept of one failure: its start and its end."""
+
+
+class Pinned(NamedTuple):
+    """A file as the plan gave it."""
+
+    whole: str
+    """Its name in full."""
+    state: tuple[int, int] | None
+    """Which file it is, and when that was last touched: nobody can set this time back."""
+    codes: frozenset[types.CodeType]
+    """The code in it, as pytest compiles it."""
+    names: dict[str, object]
+    """What its own names must mean: functions by their code, test tools."""
+
 
 TOOLS = ("pytest", "unittest")
 """Modules that tests assert with; names which a test file imports from them must mean what they mean."""
@@ -104,7 +117,7 @@ def pytest_load_initial_conftests(early_config: pytest.Config) -> None:
     given = {path: pinned(path, early_config) for path in json.loads(os.environ.pop("PTC_GIVEN", "[]"))}
     is_as_given = comparing(given)
     innermost = plugin("ptc-innermost", calling(tell, known, look, meddled, is_as_given))
-    hooks = [*collecting(tell, known), *reporting(tell, known, look, innermost)]
+    hooks = [*collecting(tell, known), *reporting(tell, known, look, innermost, untouched(given, meddled))]
     early_config.pluginmanager.register(plugin("ptc-reporter", hooks), "ptc-reporter")
     gc.freeze()  # what is there by now is not among the objects that gc hands out
 
@@ -117,20 +130,30 @@ def plugin(name: str, hooks: Iterable[Any]) -> types.ModuleType:
 
 
 def pinned(path: str, config: pytest.Config) -> Pinned:
-    """Compile a file as pytest will, before code of the project can change it.
-
-    Returns:
-        Its name in full, the code in it, and what its own names must mean: functions by their code, test tools.
-    """
+    """Note what a file is, and compile it as pytest will, before code of the project can change it."""
     whole = Path(path).absolute()
+    codes: frozenset[types.CodeType] = frozenset()
+    names: dict[str, object] = {}
+    if path.endswith(".py"):
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                codes = codes_within(_rewrite_test(whole, config)[1])
+                tree = ast.parse(whole.read_bytes())
+        except (SyntaxError, ValueError):
+            pass  # it cannot be collected either
+        else:
+            names = {**functions_of(tree, codes), **tools_of(tree)}
+    return Pinned(str(whole), state_of(str(whole)), codes, names)
+
+
+def state_of(path: str, stat: Callable[[str], os.stat_result] = os.lstat) -> tuple[int, int] | None:
+    """Tell which file a path leads to, and when that was last touched."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            codes = codes_within(_rewrite_test(whole, config)[1])
-            tree = ast.parse(whole.read_bytes())
-    except (SyntaxError, ValueError, OSError):
-        return str(whole), frozenset(), {}  # it cannot be collected either, or is none of Python's
-    return str(whole), codes, {**functions_of(tree, codes), **tools_of(tree)}
+        found = stat(path)
+    except OSError:
+        return None
+    return found.st_ino, found.st_ctime_ns
 
 
 def functions_of(tree: ast.Module, codes: Iterable[types.CodeType]) -> dict[str, object]:
@@ -162,6 +185,18 @@ def tools_of(tree: ast.Module) -> dict[str, object]:
     return tools
 
 
+def untouched(given: dict[str, Pinned], meddled: Complain) -> Look:
+    """Return what complains of given files that were touched, whatever is in them by then."""
+    now = state_of
+
+    def look() -> None:
+        for path, pin in given.items():
+            if now(pin.whole) != pin.state:
+                meddled(f"{path}, which the plan gave, was changed")
+
+    return look
+
+
 def comparing(given: dict[str, Pinned]) -> AsGiven:
     """Return what tells whether a test is what stood in its file at the start, if it is of a file in `given`."""
     code_type = types.CodeType
@@ -170,7 +205,7 @@ def comparing(given: dict[str, Pinned]) -> AsGiven:
         path = test.partition("::")[0]
         if path not in given:
             return True
-        whole, codes, names = given[path]
+        whole, _, codes, names = given[path]
         if code is None or code.co_filename != whole:
             return True  # made by a decorator, or inherited; the worker knows which must stand here
         space = getattr(function, "__globals__", {})
@@ -430,7 +465,9 @@ def calling(  # noqa: C901, PLR0915 its inner functions are counted
     return [pytest_runtest_setup, pytest_runtest_call, pytest_runtest_teardown]
 
 
-def reporting(tell: Tell, known: Known, look: Look, innermost: types.ModuleType) -> list[Any]:
+def reporting(
+    tell: Tell, known: Known, look: Look, innermost: types.ModuleType, look_at_given: Look
+) -> list[Any]:
     """Make the hooks that tell what is reported."""
     started, trim, skips = time.monotonic(), trimmed, SKIPS
 
@@ -468,6 +505,7 @@ def reporting(tell: Tell, known: Known, look: Look, innermost: types.ModuleType)
         """Tell that the run ended by itself."""
         result = yield
         look()
+        look_at_given()
         tell("end", exit=int(session.exitstatus), seconds=round(time.monotonic() - started, 4))
         return result
 
