@@ -227,10 +227,10 @@ def test_every_secret_of_a_worker_is_known(monkeypatch: pytest.MonkeyPatch) -> N
     ]
 
 
-PIECES = st.sampled_from([*LOOKS.values(), *ORDINARY, SECRET, PEM, "eyJ", "://a:", "Bearer ", "\n", "-"])
+PIECES = st.sampled_from([*LOOKS.values(), *ORDINARY, SECRET, "eyJ", "://a:", "Bearer ", "-"])
 
 
-@given(st.lists(PIECES | st.text(max_size=20)).map("".join))
+@given(st.lists(PIECES | st.text(max_size=20)).map("\n".join))
 def test_redacting_again_changes_nothing(text: str) -> None:
     """What was redacted on its way in may be redacted again on its way out."""
     once = Redactor([SECRET]).text(text)
