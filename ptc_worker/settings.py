@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 
 from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -233,3 +233,4 @@ def _credentials(url: str, *, lone_user_too: bool = False) -> Iterator[str]:
     secret = parts.password or (parts.username if lone_user_too else None)
     if secret:
         yield from (secret, unquote(secret))
+    yield from parse_qs(parts.query).get("password", ())  # redis-py takes it from there too
