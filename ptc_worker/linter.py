@@ -41,6 +41,22 @@ _MEMORY_BYTES = 1 << 30
 _MAX_OUTPUT = 1_000_000
 """Bytes of findings that are read, 300 each or more: a draft with that many is refused anyway."""
 
+_OTHERWISE_DEFINED = frozenset(
+    {
+        "_",
+        "__path__",
+        "get_ipython",
+        "basestring",
+        "buffer",
+        "frozendict",
+        "long",
+        "unichr",
+        "unicode",
+        "xrange",
+    }
+)
+"""What gettext, packages, IPython and other versions of Python define; code asks for it where it is there."""
+
 _DEFINES_NAMES = re.compile(r"\b(?:globals|exec|builtins)\b")
 
 
@@ -124,7 +140,7 @@ def _bound_memory(process_id: int) -> None:
 def _issues(file: CodeArtifact, findings: list[dict[str, Any]]) -> Iterator[GateIssue]:
     evaluated = _evaluated_names(file.content)
     for finding in findings:
-        code, told = finding["code"], finding["message"]
+        code, told = finding["code"], finding["message"].partition(". Consider ")[0]
         sure = code not in _WORTH_TELLING and (code != "F821" or _undefined_in(told) in evaluated)
         yield GateIssue(
             file=file.file_path,
@@ -151,11 +167,12 @@ def _evaluated_names(source: str) -> set[str]:
         return set()
     postponed = sys.version_info >= (3, 14) or any(_postpones(node) for node in tree.body)
     names: set[str] = set()
+    deleted: set[str] = set()
     queue: list[tuple[ast.AST, bool]] = [(tree, False)]
     while queue:
         node, in_function = queue.pop()
         if isinstance(node, ast.Name):
-            names.add(node.id)
+            (deleted if isinstance(node.ctx, ast.Del) else names).add(node.id)
         inside = in_function
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
             inside = not isinstance(node, ast.ClassDef)
@@ -167,7 +184,7 @@ def _evaluated_names(source: str) -> set[str]:
             for child in (value if isinstance(value, list) else [value])
             if isinstance(child, ast.AST)
         ]
-    return names - {"_"}  # which gettext defines
+    return names - deleted - _OTHERWISE_DEFINED
 
 
 def _postpones(node: ast.stmt) -> bool:

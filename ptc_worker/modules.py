@@ -6,6 +6,8 @@ import ast
 import re
 from collections import defaultdict, deque
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
@@ -29,6 +31,10 @@ _DYNAMIC = re.compile(
     r"|__getattr__|__dict__|__path__|__import__|sys\s*\.\s*modules)\b"
 )
 """What a module is written with that may hold names which nobody can read off it."""
+
+_DOTTED_STRING = re.compile(r"""["'/]([\w.]{1,200})["']""")
+_MAX_DEPTH = 20
+"""Dots in the name of a module, at most, that could be in the project: its paths are less deep."""
 
 _EVERY_MODULE_HAS = {"__name__", "__file__", "__doc__", "__path__", "__spec__", "__loader__", "__package__"} | {
     "__dict__", "__builtins__", "__cached__", "__annotations__",
@@ -67,15 +73,20 @@ class Modules:
         }
         self._sources = {file.file_path: file.content for file in files if file.file_path in self.trees}
         self._exports: dict[str, set[str] | None] = {}
+        self.imports = [wanted for path in self.trees for wanted in self._imports_of(path)]
+        """The imports that must succeed, and the optional ones; those that may fail are left out."""
         self._files: defaultdict[tuple[str, ...], list[str]] = defaultdict(list)
-        for file in files:
-            self._enter(PurePosixPath(file.file_path))
-
-    def imports(self) -> Iterator[Import]:
-        """Walk the imports that must succeed, and the optional ones; one that may fail is left out."""
-        for path, tree in self.trees.items():
-            apart = is_free_form(path) or _is_apart(path) or "sys.modules" in self._sources[path]
-            yield from _imports_in(path, tree, optional=apart)
+        paths = [PurePosixPath(file.file_path) for file in files]
+        for path in paths:
+            self._enter(path)
+        packages = {path.parent for path in paths if path.name == "__init__.py"}
+        self.tops = frozenset(
+            place.name.partition(".")[0]
+            for path in paths
+            for place in (path, *path.parents)
+            if place.parent not in packages
+        )
+        """What can be imported by one name if the folder that it lies in is on the path: no part of a package."""
 
     def lacking(self, wanted: Import) -> str | None:
         """Say what an import of the project's own asks for that is not there, None if nothing is sure to be missing."""
@@ -91,9 +102,17 @@ class Modules:
 
     def mentions(self, module: str) -> bool:
         """Tell whether the code names a module in a string, for it may be written or replaced when that runs."""
-        last = module.rpartition(".")[2]
-        named = re.compile(rf"""["'/](?:{re.escape(module)}(?:\.[\w.]*)?|{re.escape(last)}\.pyi?)["']""")
-        return any(named.search(source) for source in self._sources.values())
+        return not self._strings.isdisjoint({module, f"{module.rpartition('.')[2]}.py"})
+
+    @cached_property
+    def _strings(self) -> set[str]:
+        """Collect the dotted names that end a string, and what they begin with."""
+        dotted = {text for source in self._sources.values() for text in _DOTTED_STRING.findall(source)}
+        return {start for text in dotted for start in (text, *accumulate(text.split("."), "{}.{}".format))}
+
+    def _imports_of(self, path: str) -> Iterator[Import]:
+        apart = is_free_form(path) or _is_apart(path) or "sys.modules" in self._sources[path]
+        return _imports_in(path, self.trees[path], optional=apart)
 
     def _enter(self, path: PurePosixPath) -> None:
         """Note a file, and the folders above it, under each of its names; the empty part stands for the root."""
@@ -108,7 +127,7 @@ class Modules:
 
     def _named_by(self, wanted: Import) -> tuple[str, ...] | None:
         """Give the key of an import's module; a relative one starts at the root. None if it leaves the project."""
-        parts = tuple(wanted.module.split(".")) if wanted.module else ()
+        parts = tuple(part for part in wanted.module.split(".") if part not in {"", "__init__"})
         if wanted.level == 0:
             return parts
         folders = PurePosixPath(wanted.file).parts[:-1]
@@ -143,7 +162,7 @@ def _suffixes(parts: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
 
 
 def _parents(module: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
-    return (module[:depth] for depth in range(1, len(module)))
+    return (module[:depth] for depth in range(1, min(len(module), _MAX_DEPTH)))
 
 
 def _is_apart(path: str) -> bool:
@@ -180,30 +199,34 @@ def _below(node: ast.AST, *, may_miss: bool) -> Iterator[tuple[ast.AST, bool]]:
         case ast.If(test=ast.Name(id="TYPE_CHECKING") | ast.Attribute(attr="TYPE_CHECKING")):
             yield from ((child, may_miss) for child in node.orelse)
         case ast.If() | ast.Match():
-            yield from ((child, True) for child in ast.iter_child_nodes(node))
+            yield from ((child, True) for child in _statements(node))
         case ast.With() if any(
             _last_name(item.context_expr) in {"suppress", "raises"} for item in node.items
         ):
             return
         case ast.FunctionDef() | ast.AsyncFunctionDef() | ast.ClassDef():
             skipped = any(_may_be_skipped(decorator) for decorator in node.decorator_list)
-            yield from ((child, may_miss or skipped) for child in ast.iter_child_nodes(node))
+            yield from ((child, may_miss or skipped) for child in _statements(node))
         case _:
-            yield from ((child, may_miss) for child in ast.iter_child_nodes(node))
+            yield from ((child, may_miss) for child in _statements(node))
+
+
+def _statements(node: ast.AST) -> Iterator[ast.AST]:
+    """Give the statements, and the cases and handlers that hold some, right below a node."""
+    for field in ("body", "handlers", "orelse", "finalbody", "cases"):
+        yield from getattr(node, field, ())
 
 
 def _may_be_skipped(decorator: ast.expr) -> bool:
-    name = _last_name(decorator) or ""
+    name = _last_name(decorator)
     return "skip" in name.lower() or name in {"xfail", "expectedFailure"} or name.startswith("requires")
 
 
-def _last_name(node: ast.expr) -> str | None:
-    match node:
-        case ast.Call(func=func):
-            return _last_name(func)
-        case ast.Attribute(attr=name) | ast.Name(id=name):
-            return name
-    return None
+def _last_name(node: ast.expr) -> str:
+    """Give the last name of a dotted expression, called or not; empty for any other."""
+    while isinstance(node, ast.Call):
+        node = node.func
+    return node.attr if isinstance(node, ast.Attribute) else node.id if isinstance(node, ast.Name) else ""
 
 
 def _bound_in(tree: ast.Module) -> set[str]:
