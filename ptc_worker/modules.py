@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import re
 from collections import defaultdict, deque
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import accumulate
 from pathlib import PurePosixPath
@@ -72,7 +72,7 @@ class Modules:
             if file.file_path.endswith(".py") and (tree := syntax_tree(file.content))
         }
         self._sources = {file.file_path: file.content for file in files if file.file_path in self.trees}
-        self._exports: dict[str, set[str] | None] = {}
+        self._read: dict[str, _Bound | None] = {}
         self.imports = [wanted for path in self.trees for wanted in self._imports_of(path)]
         """The imports that must succeed, and the optional ones; those that may fail are left out."""
         self._files: defaultdict[tuple[str, ...], list[str]] = defaultdict(list)
@@ -91,10 +91,11 @@ class Modules:
     def lacking(self, wanted: Import) -> str | None:
         """Say what an import of the project's own asks for that is not there, None if nothing is sure to be missing."""
         where = self._named_by(wanted)
-        if where is None or self._is_made(where) or any(map(self._is_opaque, _parents(where))):
+        if where is None:
             return None
         if where not in self._files:
-            return f"imports {str(wanted)!r}, which is not among the project's files"
+            told = f"imports {str(wanted)!r}, which is not among the project's files"
+            return None if self._may_be_made(where) else told
         absent = [repr(name) for name in wanted.names if not self._holds(where, name)]
         if absent:
             return f"imports {', '.join(absent)} from {str(wanted)!r}, which does not define it"
@@ -135,8 +136,10 @@ class Modules:
             return None
         return ("", *folders[: len(folders) - wanted.level + 1], *parts)
 
-    def _is_made(self, where: tuple[str, ...]) -> bool:
-        return where not in self._files and self.mentions(".".join(part for part in where if part))
+    def _may_be_made(self, where: tuple[str, ...]) -> bool:
+        above = (where[:depth] for depth in range(1, min(len(where), _MAX_DEPTH)))
+        opaque = any(self._exported(path) is None for module in above for path in self._files.get(module, ()))
+        return opaque or self.mentions(".".join(part for part in where if part))
 
     def _holds(self, module: tuple[str, ...], name: str) -> bool:
         if (*module, name) in self._files or name == "*" or name in _EVERY_MODULE_HAS:
@@ -144,25 +147,34 @@ class Modules:
         exports = [self._exported(path) for path in self._files[module]]
         return any(names is None or name in names for names in exports)
 
-    def _is_opaque(self, module: tuple[str, ...]) -> bool:
-        return any(self._exported(path) is None for path in self._files.get(module, ()))
-
     def _exported(self, path: str) -> set[str] | None:
-        """Collect what a module defines, None if that cannot be read off it."""
-        if path not in self._exports:
+        """Collect what a module defines, or takes as a whole from others; None if that cannot be read off them."""
+        names: set[str] = set()
+        seen = {path}
+        queue = [path]
+        while queue:
+            bound = self._bound(queue.pop())
+            if bound is None:
+                return None
+            names |= bound.names
+            for wanted in bound.stars:
+                others = self._files.get(self._named_by(wanted) or (), [])
+                if not others:
+                    return None
+                queue += [other for other in others if other not in seen]
+                seen.update(others)
+        return names
+
+    def _bound(self, path: str) -> _Bound | None:
+        if path not in self._read:
             tree = self.trees.get(path)
             readable = tree is not None and not _DYNAMIC.search(self._sources[path])
-            names = _bound_in(tree) if tree is not None and readable else {"*"}
-            self._exports[path] = None if "*" in names else names
-        return self._exports[path]
+            self._read[path] = _bound_in(path, tree) if tree and readable else None
+        return self._read[path]
 
 
 def _suffixes(parts: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
     return (parts[start:] for start in range(len(parts)))
-
-
-def _parents(module: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
-    return (module[:depth] for depth in range(1, min(len(module), _MAX_DEPTH)))
 
 
 def _is_apart(path: str) -> bool:
@@ -179,14 +191,7 @@ def _imports_in(path: str, tree: ast.Module, *, optional: bool) -> Iterator[Impo
                 for alias in node.names:
                     yield Import(file=path, line=node.lineno, module=alias.name, optional=may_miss)
             case ast.ImportFrom():
-                yield Import(
-                    file=path,
-                    line=node.lineno,
-                    module=node.module or "",
-                    level=node.level,
-                    names=tuple(alias.name for alias in node.names),
-                    optional=may_miss,
-                )
+                yield _taken_by(node, path, optional=may_miss)
             case _:
                 queue.extend(_below(node, may_miss=may_miss))
 
@@ -213,8 +218,8 @@ def _below(node: ast.AST, *, may_miss: bool) -> Iterator[tuple[ast.AST, bool]]:
 
 def _statements(node: ast.AST) -> Iterator[ast.AST]:
     """Give the statements, and the cases and handlers that hold some, right below a node."""
-    for field in ("body", "handlers", "orelse", "finalbody", "cases"):
-        yield from getattr(node, field, ())
+    for part in ("body", "handlers", "orelse", "finalbody", "cases"):
+        yield from getattr(node, part, ())
 
 
 def _may_be_skipped(decorator: ast.expr) -> bool:
@@ -229,27 +234,54 @@ def _last_name(node: ast.expr) -> str:
     return node.attr if isinstance(node, ast.Attribute) else node.id if isinstance(node, ast.Name) else ""
 
 
-def _bound_in(tree: ast.Module) -> set[str]:
-    """Collect the names that a module's statements bind, whichever of them come to run."""
-    names: set[str] = set()
+@dataclass(frozen=True)
+class _Bound:
+    """What the statements of a module bind, whichever of them come to run."""
+
+    names: set[str] = field(default_factory=set)
+    stars: list[Import] = field(default_factory=list)
+    """What is taken as a whole from other modules."""
+
+
+def _bound_in(path: str, tree: ast.Module) -> _Bound:
+    bound = _Bound()
     queue: list[ast.AST] = [*tree.body]
     while queue:
         node = queue.pop()
         match node:
             case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name) | ast.ClassDef(name=name):
-                names.add(name)
+                bound.names.add(name)
                 queue += [inner for inner in ast.walk(node) if isinstance(inner, ast.Global)]
             case ast.Global(names=declared):
-                names.update(declared)
+                bound.names.update(declared)
             case ast.Import() | ast.ImportFrom():
-                names.update(alias.asname or alias.name.partition(".")[0] for alias in node.names)
+                _note_import(bound, node, path)
             case ast.Name(id=name, ctx=ast.Store()):
-                names.add(name)
+                bound.names.add(name)
             case (
                 ast.MatchAs(name=str(name)) | ast.MatchStar(name=str(name)) | ast.MatchMapping(rest=str(name))
             ):
-                names.add(name)
+                bound.names.add(name)
                 queue += ast.iter_child_nodes(node)
             case _:
                 queue += ast.iter_child_nodes(node)
-    return names
+    return bound
+
+
+def _note_import(bound: _Bound, node: ast.Import | ast.ImportFrom, path: str) -> None:
+    match node:
+        case ast.ImportFrom(names=[ast.alias(name="*")]):
+            bound.stars.append(_taken_by(node, path))
+        case ast.ImportFrom(module=None, level=1) if PurePosixPath(path).name == "__init__.py":
+            # Its own modules are there or are not, whatever it says; only another name for one is news.
+            bound.names.update(alias.asname for alias in node.names if alias.asname)
+        case _:
+            bound.names.update(alias.asname or alias.name.partition(".")[0] for alias in node.names)
+
+
+def _taken_by(node: ast.ImportFrom, path: str, *, optional: bool = False) -> Import:
+    names = tuple(alias.name for alias in node.names)
+    module = node.module or ""
+    return Import(
+        file=path, line=node.lineno, module=module, level=node.level, names=names, optional=optional
+    )
