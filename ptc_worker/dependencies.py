@@ -110,8 +110,8 @@ def own_imports(
 ) -> Iterator[Import]:
     """Find the imports that must succeed and that nothing but the project's own files can serve."""
     trusted, _ = _trusted(plan_dependencies, None)
-    own = _own_modules(files, import_table())
-    for wanted in modules.imports():
+    own = _own_modules(files, import_table()) & modules.tops
+    for wanted in modules.imports:
         top = wanted.module.partition(".")[0]
         if not wanted.optional and (wanted.level or (top in own and not _may_be_foreign(top, trusted))):
             yield wanted
@@ -330,7 +330,7 @@ def _imports(
     """
     own = _own_modules(files, table)
     namespaces = {key.partition(".")[0] for key in table if "." in key}
-    for wanted in modules.imports():
+    for wanted in modules.imports:
         for module in _dotted_names(wanted):
             top = module.partition(".")[0]
             if top not in own and not _is_always_there(top):

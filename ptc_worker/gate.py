@@ -34,6 +34,8 @@ _NOT_TEXT = {
 }  # fmt: skip
 """Endings of files that a model cannot write, or that a tool writes."""
 
+_PYTEST_CONFIG = {"pytest.ini", ".pytest.ini", "pyproject.toml", "tox.ini", "setup.cfg"}
+
 _PLACE = re.compile(r"\b(?:line|column|char) \d+")
 
 
@@ -76,8 +78,12 @@ def red_verdict(issues: Sequence[GateIssue]) -> Verdict:
 
 
 def has_python_tests(files: Sequence[CodeArtifact]) -> bool:
-    """Tell whether there is anything that pytest would collect."""
-    return any(is_pytest_file(file.file_path) for file in files)
+    """Tell whether there is anything that pytest would collect, by its own names or by the project's."""
+    return any(is_pytest_file(file.file_path) or _names_tests(file) for file in files)
+
+
+def _names_tests(file: CodeArtifact) -> bool:
+    return PurePosixPath(file.file_path).name in _PYTEST_CONFIG and "python_files" in file.content
 
 
 def _with_given(files: Sequence[CodeArtifact], given: Mapping[str, str]) -> list[CodeArtifact]:

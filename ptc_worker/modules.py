@@ -5,7 +5,9 @@ from __future__ import annotations
 import ast
 import re
 from collections import defaultdict, deque
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import accumulate
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
@@ -29,6 +31,10 @@ _DYNAMIC = re.compile(
     r"|__getattr__|__dict__|__path__|__import__|sys\s*\.\s*modules)\b"
 )
 """What a module is written with that may hold names which nobody can read off it."""
+
+_DOTTED_STRING = re.compile(r"""["'/]([\w.]{1,200})["']""")
+_MAX_DEPTH = 20
+"""Dots in the name of a module, at most, that could be in the project: its paths are less deep."""
 
 _EVERY_MODULE_HAS = {"__name__", "__file__", "__doc__", "__path__", "__spec__", "__loader__", "__package__"} | {
     "__dict__", "__builtins__", "__cached__", "__annotations__",
@@ -66,24 +72,30 @@ class Modules:
             if file.file_path.endswith(".py") and (tree := syntax_tree(file.content))
         }
         self._sources = {file.file_path: file.content for file in files if file.file_path in self.trees}
-        self._exports: dict[str, set[str] | None] = {}
+        self._read: dict[str, _Bound | None] = {}
+        self.imports = [wanted for path in self.trees for wanted in self._imports_of(path)]
+        """The imports that must succeed, and the optional ones; those that may fail are left out."""
         self._files: defaultdict[tuple[str, ...], list[str]] = defaultdict(list)
-        for file in files:
-            self._enter(PurePosixPath(file.file_path))
-
-    def imports(self) -> Iterator[Import]:
-        """Walk the imports that must succeed, and the optional ones; one that may fail is left out."""
-        for path, tree in self.trees.items():
-            apart = is_free_form(path) or _is_apart(path) or "sys.modules" in self._sources[path]
-            yield from _imports_in(path, tree, optional=apart)
+        paths = [PurePosixPath(file.file_path) for file in files]
+        for path in paths:
+            self._enter(path)
+        packages = {path.parent for path in paths if path.name == "__init__.py"}
+        self.tops = frozenset(
+            place.name.partition(".")[0]
+            for path in paths
+            for place in (path, *path.parents)
+            if place.parent not in packages
+        )
+        """What can be imported by one name if the folder that it lies in is on the path: no part of a package."""
 
     def lacking(self, wanted: Import) -> str | None:
         """Say what an import of the project's own asks for that is not there, None if nothing is sure to be missing."""
         where = self._named_by(wanted)
-        if where is None or self._is_made(where) or any(map(self._is_opaque, _parents(where))):
+        if where is None:
             return None
         if where not in self._files:
-            return f"imports {str(wanted)!r}, which is not among the project's files"
+            told = f"imports {str(wanted)!r}, which is not among the project's files"
+            return None if self._may_be_made(where) else told
         absent = [repr(name) for name in wanted.names if not self._holds(where, name)]
         if absent:
             return f"imports {', '.join(absent)} from {str(wanted)!r}, which does not define it"
@@ -91,9 +103,17 @@ class Modules:
 
     def mentions(self, module: str) -> bool:
         """Tell whether the code names a module in a string, for it may be written or replaced when that runs."""
-        last = module.rpartition(".")[2]
-        named = re.compile(rf"""["'/](?:{re.escape(module)}(?:\.[\w.]*)?|{re.escape(last)}\.pyi?)["']""")
-        return any(named.search(source) for source in self._sources.values())
+        return not self._strings.isdisjoint({module, f"{module.rpartition('.')[2]}.py"})
+
+    @cached_property
+    def _strings(self) -> set[str]:
+        """Collect the dotted names that end a string, and what they begin with."""
+        dotted = {text for source in self._sources.values() for text in _DOTTED_STRING.findall(source)}
+        return {start for text in dotted for start in (text, *accumulate(text.split("."), "{}.{}".format))}
+
+    def _imports_of(self, path: str) -> Iterator[Import]:
+        apart = is_free_form(path) or _is_apart(path) or "sys.modules" in self._sources[path]
+        return _imports_in(path, self.trees[path], optional=apart)
 
     def _enter(self, path: PurePosixPath) -> None:
         """Note a file, and the folders above it, under each of its names; the empty part stands for the root."""
@@ -108,7 +128,7 @@ class Modules:
 
     def _named_by(self, wanted: Import) -> tuple[str, ...] | None:
         """Give the key of an import's module; a relative one starts at the root. None if it leaves the project."""
-        parts = tuple(wanted.module.split(".")) if wanted.module else ()
+        parts = tuple(part for part in wanted.module.split(".") if part not in {"", "__init__"})
         if wanted.level == 0:
             return parts
         folders = PurePosixPath(wanted.file).parts[:-1]
@@ -116,8 +136,10 @@ class Modules:
             return None
         return ("", *folders[: len(folders) - wanted.level + 1], *parts)
 
-    def _is_made(self, where: tuple[str, ...]) -> bool:
-        return where not in self._files and self.mentions(".".join(part for part in where if part))
+    def _may_be_made(self, where: tuple[str, ...]) -> bool:
+        above = (where[:depth] for depth in range(1, min(len(where), _MAX_DEPTH)))
+        opaque = any(self._exported(path) is None for module in above for path in self._files.get(module, ()))
+        return opaque or self.mentions(".".join(part for part in where if part))
 
     def _holds(self, module: tuple[str, ...], name: str) -> bool:
         if (*module, name) in self._files or name == "*" or name in _EVERY_MODULE_HAS:
@@ -125,25 +147,34 @@ class Modules:
         exports = [self._exported(path) for path in self._files[module]]
         return any(names is None or name in names for names in exports)
 
-    def _is_opaque(self, module: tuple[str, ...]) -> bool:
-        return any(self._exported(path) is None for path in self._files.get(module, ()))
-
     def _exported(self, path: str) -> set[str] | None:
-        """Collect what a module defines, None if that cannot be read off it."""
-        if path not in self._exports:
+        """Collect what a module defines, or takes as a whole from others; None if that cannot be read off them."""
+        names: set[str] = set()
+        seen = {path}
+        queue = [path]
+        while queue:
+            bound = self._bound(queue.pop())
+            if bound is None:
+                return None
+            names |= bound.names
+            for wanted in bound.stars:
+                others = self._files.get(self._named_by(wanted) or (), [])
+                if not others:
+                    return None
+                queue += [other for other in others if other not in seen]
+                seen.update(others)
+        return names
+
+    def _bound(self, path: str) -> _Bound | None:
+        if path not in self._read:
             tree = self.trees.get(path)
             readable = tree is not None and not _DYNAMIC.search(self._sources[path])
-            names = _bound_in(tree) if tree is not None and readable else {"*"}
-            self._exports[path] = None if "*" in names else names
-        return self._exports[path]
+            self._read[path] = _bound_in(path, tree) if tree and readable else None
+        return self._read[path]
 
 
 def _suffixes(parts: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
     return (parts[start:] for start in range(len(parts)))
-
-
-def _parents(module: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
-    return (module[:depth] for depth in range(1, len(module)))
 
 
 def _is_apart(path: str) -> bool:
@@ -160,14 +191,7 @@ def _imports_in(path: str, tree: ast.Module, *, optional: bool) -> Iterator[Impo
                 for alias in node.names:
                     yield Import(file=path, line=node.lineno, module=alias.name, optional=may_miss)
             case ast.ImportFrom():
-                yield Import(
-                    file=path,
-                    line=node.lineno,
-                    module=node.module or "",
-                    level=node.level,
-                    names=tuple(alias.name for alias in node.names),
-                    optional=may_miss,
-                )
+                yield _taken_by(node, path, optional=may_miss)
             case _:
                 queue.extend(_below(node, may_miss=may_miss))
 
@@ -180,53 +204,84 @@ def _below(node: ast.AST, *, may_miss: bool) -> Iterator[tuple[ast.AST, bool]]:
         case ast.If(test=ast.Name(id="TYPE_CHECKING") | ast.Attribute(attr="TYPE_CHECKING")):
             yield from ((child, may_miss) for child in node.orelse)
         case ast.If() | ast.Match():
-            yield from ((child, True) for child in ast.iter_child_nodes(node))
+            yield from ((child, True) for child in _statements(node))
         case ast.With() if any(
             _last_name(item.context_expr) in {"suppress", "raises"} for item in node.items
         ):
             return
         case ast.FunctionDef() | ast.AsyncFunctionDef() | ast.ClassDef():
             skipped = any(_may_be_skipped(decorator) for decorator in node.decorator_list)
-            yield from ((child, may_miss or skipped) for child in ast.iter_child_nodes(node))
+            yield from ((child, may_miss or skipped) for child in _statements(node))
         case _:
-            yield from ((child, may_miss) for child in ast.iter_child_nodes(node))
+            yield from ((child, may_miss) for child in _statements(node))
+
+
+def _statements(node: ast.AST) -> Iterator[ast.AST]:
+    """Give the statements, and the cases and handlers that hold some, right below a node."""
+    for part in ("body", "handlers", "orelse", "finalbody", "cases"):
+        yield from getattr(node, part, ())
 
 
 def _may_be_skipped(decorator: ast.expr) -> bool:
-    name = _last_name(decorator) or ""
+    name = _last_name(decorator)
     return "skip" in name.lower() or name in {"xfail", "expectedFailure"} or name.startswith("requires")
 
 
-def _last_name(node: ast.expr) -> str | None:
-    match node:
-        case ast.Call(func=func):
-            return _last_name(func)
-        case ast.Attribute(attr=name) | ast.Name(id=name):
-            return name
-    return None
+def _last_name(node: ast.expr) -> str:
+    """Give the last name of a dotted expression, called or not; empty for any other."""
+    while isinstance(node, ast.Call):
+        node = node.func
+    return node.attr if isinstance(node, ast.Attribute) else node.id if isinstance(node, ast.Name) else ""
 
 
-def _bound_in(tree: ast.Module) -> set[str]:
-    """Collect the names that a module's statements bind, whichever of them come to run."""
-    names: set[str] = set()
+@dataclass(frozen=True)
+class _Bound:
+    """What the statements of a module bind, whichever of them come to run."""
+
+    names: set[str] = field(default_factory=set)
+    stars: list[Import] = field(default_factory=list)
+    """What is taken as a whole from other modules."""
+
+
+def _bound_in(path: str, tree: ast.Module) -> _Bound:
+    bound = _Bound()
     queue: list[ast.AST] = [*tree.body]
     while queue:
         node = queue.pop()
         match node:
             case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name) | ast.ClassDef(name=name):
-                names.add(name)
+                bound.names.add(name)
                 queue += [inner for inner in ast.walk(node) if isinstance(inner, ast.Global)]
             case ast.Global(names=declared):
-                names.update(declared)
+                bound.names.update(declared)
             case ast.Import() | ast.ImportFrom():
-                names.update(alias.asname or alias.name.partition(".")[0] for alias in node.names)
+                _note_import(bound, node, path)
             case ast.Name(id=name, ctx=ast.Store()):
-                names.add(name)
+                bound.names.add(name)
             case (
                 ast.MatchAs(name=str(name)) | ast.MatchStar(name=str(name)) | ast.MatchMapping(rest=str(name))
             ):
-                names.add(name)
+                bound.names.add(name)
                 queue += ast.iter_child_nodes(node)
             case _:
                 queue += ast.iter_child_nodes(node)
-    return names
+    return bound
+
+
+def _note_import(bound: _Bound, node: ast.Import | ast.ImportFrom, path: str) -> None:
+    match node:
+        case ast.ImportFrom(names=[ast.alias(name="*")]):
+            bound.stars.append(_taken_by(node, path))
+        case ast.ImportFrom(module=None, level=1) if PurePosixPath(path).name == "__init__.py":
+            # Its own modules are there or are not, whatever it says; only another name for one is news.
+            bound.names.update(alias.asname for alias in node.names if alias.asname)
+        case _:
+            bound.names.update(alias.asname or alias.name.partition(".")[0] for alias in node.names)
+
+
+def _taken_by(node: ast.ImportFrom, path: str, *, optional: bool = False) -> Import:
+    names = tuple(alias.name for alias in node.names)
+    module = node.module or ""
+    return Import(
+        file=path, line=node.lineno, module=module, level=node.level, names=names, optional=optional
+    )
