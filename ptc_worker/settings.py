@@ -217,11 +217,14 @@ def _configured(settings: WorkerSettings, environ: Mapping[str, str]) -> Iterato
         provider = settings.provider(name)
         yield provider.api_key or ""
         yield from _credentials(provider.base_url or "", lone_user_too=True)
-    for variable in ("REDIS_PASSWORD", "PTC_SIGNING_KEY", "DAYTONA_API_KEY", "FLOWER_BASIC_AUTH"):
-        yield environ.get(variable, "")
+    yield from (value for name, value in environ.items() if name.endswith(_SECRET_NAMES))
     yield from _credentials(environ.get("REDIS_URL", ""))
     for user in environ.get("FLOWER_BASIC_AUTH", "").split(","):
         yield user.partition(":")[2]
+
+
+_SECRET_NAMES = ("_API_KEY", "_SIGNING_KEY", "_PASSWORD", "_TOKEN", "_SECRET", "_BASIC_AUTH")
+"""How the names of variables end that hold secrets, ours and others'."""
 
 
 def _credentials(url: str, *, lone_user_too: bool = False) -> Iterator[str]:

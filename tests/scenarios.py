@@ -167,7 +167,7 @@ SCENARIOS = [
     Scenario(
         name="budget reached",
         answers=[RED, FIXED],
-        plan={"max_cost_usd": 0.05},
+        plan={"max_cost_usd": 0.0432},
         status="PARTIAL_SUCCESS",
         stop="budget",
         calls=[DRAFT_OK],

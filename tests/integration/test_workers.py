@@ -24,8 +24,9 @@ if TYPE_CHECKING:
 
     from roma_bridge import PlanHandle
 
-GREEN = answer_with(tests__test_it_py="def test_it():\n    pass")
-RED = answer_with(tests__test_it_py="def test_it():\n    assert False")
+_TESTS = "from it import works\n\n\ndef test_it():\n    assert works()"
+GREEN = answer_with(it_py="def works():\n    return True", tests__test_it_py=_TESTS)
+RED = answer_with(it_py="def works():\n    return False", tests__test_it_py=_TESTS)
 
 
 def test_two_workers_serve_a_queue_each(empty_cluster: Cluster) -> None:
