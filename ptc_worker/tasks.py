@@ -289,8 +289,11 @@ def _judged_unrun(run: Run, progress: Progress, answer: ParsedAnswer) -> Step:
 
 def _cut_short(run: Run, progress: Progress, readings: list[Reading], error: Exception) -> Step:
     """End a run in whose iteration no further answer came, with the files that had come by then."""
-    if (parsed := joined(readings)).files:
+    parsed = joined(readings)
+    if parsed.files:
         progress = progress.model_copy(update={"draft": merged(run.plan, progress, parsed).files})
+    else:  # no draft of this iteration was written
+        progress = progress.model_copy(update={"iteration": progress.iteration - 1})
     if isinstance(error, TimeoutError):
         return progress, _out_of_time(run)
     reason = StopReason.BUDGET if isinstance(error, OverBudgetError) else StopReason.NO_ANSWER
