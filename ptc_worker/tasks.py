@@ -24,48 +24,25 @@ from ptc_contracts.progress import StopReason
 from ptc_contracts.record import CANCELLED, EXPIRED
 from ptc_contracts.run import LeaseLostError, NotOurs, Run
 from ptc_contracts.stages import Stage
-from ptc_contracts.verdicts import GateStage, Outcome
 from ptc_worker.app import app, leases, redactor, send, settings, store
-from ptc_worker.asking import answer_to, forget_answers
-from ptc_worker.dependencies import missing_verdict, needs_of
-from ptc_worker.drafting import joined, next_request, read
-from ptc_worker.environments import CacheDirError
-from ptc_worker.gate import examine, has_errors, has_python_tests, red_verdict
+from ptc_worker.asking import forget_answers
+from ptc_worker.generating import write_draft
 from ptc_worker.halt import HaltedError, Why
-from ptc_worker.installer import InstallError
-from ptc_worker.linter import lint
-from ptc_worker.llm.calls import BusyError, NoAnswerError, OverBudgetError
-from ptc_worker.llm.prices import REPLAY_PREFIX
+from ptc_worker.llm.calls import BusyError
 from ptc_worker.outages import through_outages
-from ptc_worker.parsing import parse_answer
-from ptc_worker.providers import providers_for
 from ptc_worker.quarantine import quarantined
-from ptc_worker.redaction import redact_progress, redact_verdict
-from ptc_worker.refinement import (
-    UNWANTED,
-    End,
-    drafted,
-    merged,
-    next_step,
-    spent,
-    unreadable_verdict,
-    with_rejections,
-    with_tests_frozen,
-)
-from ptc_worker.runner import run_tests
+from ptc_worker.redaction import redact_progress
+from ptc_worker.refinement import UNWANTED, End, spent
 from ptc_worker.sandbox.protocol import SandboxError
+from ptc_worker.steps import Step, out_of_time
+from ptc_worker.testing import run_draft
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from ptc_contracts import CodeArtifact, PTCArtifactResult
-    from ptc_contracts.bill import Request
+    from ptc_contracts import PTCArtifactResult
     from ptc_contracts.progress import Progress
-    from ptc_contracts.verdicts import Verdict
-    from ptc_worker.drafting import Reading
     from ptc_worker.leases import Hold
-    from ptc_worker.llm.calls import Answer
-    from ptc_worker.parsing import ParsedAnswer
 
 log = structlog.get_logger(__name__)
 
@@ -89,20 +66,16 @@ class Ended:
         return self.result.model_dump(mode="json")
 
 
-Step = tuple["Progress", Stage | End]
-"""What a stage leaves: how far the run has come, and where it goes from here."""
-
-
 @app.task(name=Stage.GENERATE.task_name)
 def generate(run_id: str, sending: int) -> Ended:
     """Ask a model for the next draft and examine it without running it."""
-    return _work(run_id, sending, Stage.GENERATE, _generate)
+    return _work(run_id, sending, Stage.GENERATE, write_draft)
 
 
 @app.task(name=Stage.SANDBOX.task_name)
 def sandbox(run_id: str, sending: int) -> Ended:
     """Run the draft's tests in isolation and decide what follows."""
-    return _work(run_id, sending, Stage.SANDBOX, _sandbox)
+    return _work(run_id, sending, Stage.SANDBOX, run_draft)
 
 
 def _work(run_id: str, sending: int, stage: Stage, step: Callable[[Hold], Step]) -> Ended:
@@ -213,7 +186,7 @@ def _guarded(step: Callable[[Hold], Step], hold: Hold) -> Step:
     except (LeaseLostError, HaltedError, RedisError, BusyError):
         raise
     except TimeoutError:
-        return progress, _out_of_time(run)
+        return progress, out_of_time(run)
     except (ConfigurationError, PayloadTooLargeError, UnreadableBlobError) as error:
         return progress, _misconfigured(f"configuration: {error}")
     except SandboxError as error:
@@ -232,7 +205,7 @@ def _over_already(run: Run) -> End | None:
     if run.expired:
         return End(status=ExecutionStatus.TIMEOUT, reason=StopReason.TIMEOUT, message=EXPIRED)
     if run.time_left() <= 0:
-        return _out_of_time(run)
+        return out_of_time(run)
     if run.starts > (most := settings().ptc_max_deliveries):
         message = (
             f"given up: {run.stage.value} was begun {most} times without progress; each time its worker died or "
@@ -242,127 +215,5 @@ def _over_already(run: Run) -> End | None:
     return None
 
 
-def _generate(hold: Hold) -> Step:
-    run, plan = hold.run, hold.run.plan
-    providers, warnings = providers_for(plan, settings(), run.progress.lead)
-    progress = run.progress.noting(warnings)
-    readings: list[Reading] = []
-    try:
-        while request := next_request(readings):
-            answer = answer_to(request, hold, providers, readings)
-            progress = progress.noting(_remarks(answer), **_facts(answer))
-            readings.append(_read(answer, request, readings))
-    except (NoAnswerError, OverBudgetError, TimeoutError) as error:
-        return _cut_short(run, progress, readings, error)
-    parsed = joined(readings)
-    progress = progress.noting(parsed.problems)
-    if not parsed.files and not parsed.deleted:
-        progress = progress.examined(unreadable_verdict(), [])
-        return progress, spent(
-            progress, StopReason.UNPARSEABLE, "no file could be read in the model's answers"
-        )
-    return _judged_unrun(run, progress, parsed)
-
-
-def _judged_unrun(run: Run, progress: Progress, answer: ParsedAnswer) -> Step:
-    """Make the draft of an answer, and decide what follows from what can be seen without running it."""
-    plan = run.plan
-    merge = merged(plan, progress, answer)
-    progress, files = drafted(progress, merge, answer.disputes), merge.files
-    if progress.best and files == progress.best.files:
-        log.info("draft_unchanged")
-        return _examined(run, progress, progress.best.verdict, files)
-    issues = examine(plan, files, settings().ptc_allowed_dependencies)
-    issues += [] if has_errors(issues, GateStage.SYNTACTIC) else lint(files)
-    if has_errors(issues):
-        log.info("draft_refused", issues=len(issues), files=len(files))
-        return _examined(run, progress, red_verdict(issues), files)
-    log.info("draft_parsed", files=len(files))
-    progress = progress.model_copy(update={"draft": files, "noticed": issues})
-    if not plan.enable_testing:
-        return progress, End(status=ExecutionStatus.SUCCESS, reason=StopReason.NOT_TESTED)
-    if not has_python_tests(files):
-        why = "this project's tests cannot be run here: only pytest is supported"
-        return progress, spent(progress, StopReason.UNSUPPORTED, why)
-    return with_tests_frozen(plan, progress, files), Stage.SANDBOX
-
-
-def _cut_short(run: Run, progress: Progress, readings: list[Reading], error: Exception) -> Step:
-    """End a run in whose iteration no further answer came, with the files that had come by then."""
-    parsed = joined(readings)
-    if parsed.files:
-        progress = progress.model_copy(update={"draft": merged(run.plan, progress, parsed).files})
-    else:  # no draft of this iteration was written
-        progress = progress.model_copy(update={"iteration": progress.iteration - 1})
-    if isinstance(error, TimeoutError):
-        return progress, _out_of_time(run)
-    reason = StopReason.BUDGET if isinstance(error, OverBudgetError) else StopReason.NO_ANSWER
-    return progress, spent(progress, reason, str(error))
-
-
-def _read(answer: Answer, request: Request, earlier: list[Reading]) -> Reading:
-    return read(
-        earlier, request, answer.text, parse_answer(redactor().exact(answer.text)), truncated=answer.truncated
-    )
-
-
-def _sandbox(hold: Hold) -> Step:
-    run = hold.run
-    files = run.progress.draft or []
-    needs = needs_of(run.plan.scaffolding.dependencies, files, settings().ptc_allowed_dependencies)
-    progress = run.progress.noting(needs.warnings)
-    if needs.unknown:
-        return _examined(run, progress, missing_verdict(needs.unknown), files)
-    try:
-        verdict, isolation = run_tests(
-            settings(), files, needs.requirements, run.time_left(), hold.halt, given=run.plan.test_files
-        )
-    except InstallError as error:
-        if not needs.drafted or isinstance(error, CacheDirError):  # no model can mend that
-            return progress, spent(progress, StopReason.NOT_RUN, str(error))
-        return _examined(run, progress, missing_verdict([str(error)]), files)
-    progress = progress.noting(_isolation_warnings(isolation), isolation=isolation)
-    return _examined(run, progress, verdict, files)
-
-
-def _examined(run: Run, progress: Progress, verdict: Verdict, files: list[CodeArtifact]) -> Step:
-    """Note a verdict and decide: end the run, or let a model try once more."""
-    verdict = redact_verdict(redactor(), with_rejections(verdict, progress.rejected))
-    progress = progress.examined(verdict, files)
-    if verdict.outcome is not Outcome.PASSED and run.time_left() <= 0:
-        return progress, _out_of_time(run)
-    follows = next_step(run.plan, progress)
-    return (progress, follows) if isinstance(follows, End) else (follows, Stage.GENERATE)
-
-
 def _misconfigured(message: str) -> End:
     return End(status=ExecutionStatus.FAILURE, reason=StopReason.CONFIGURATION, message=message)
-
-
-def _out_of_time(run: Run) -> End:
-    message = f"timeout_seconds={run.plan.timeout_seconds} ran out in {run.stage.value}"
-    return End(status=ExecutionStatus.TIMEOUT, reason=StopReason.TIMEOUT, message=message)
-
-
-def _remarks(answer: Answer) -> list[str]:
-    """Word what a reader of the result should know about an answer."""
-    cut = ["a model's answer was cut at its token limit"] if answer.truncated else []
-    replayed = answer.model.startswith(REPLAY_PREFIX)
-    replay = ["the code comes from the replay server's recordings, not from a model"] if replayed else []
-    return [*replay, *cut]
-
-
-def _facts(answer: Answer) -> dict[str, str]:
-    replayed = answer.model.startswith(REPLAY_PREFIX)
-    mode = {"provider_mode": "replay"} if replayed else {}
-    return {"provider": answer.provider, "model": answer.model, **mode}
-
-
-def _isolation_warnings(isolation: str) -> list[str]:
-    return [_UNISOLATED] if isolation == "none" else []
-
-
-_UNISOLATED = (
-    "the tests ran without isolation (PTC_SANDBOX_ALLOW_UNISOLATED): limited and cleaned up, but able to read this "
-    "worker's files and, where it has no user of its own, its environment, and to use its network"
-)
