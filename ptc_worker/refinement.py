@@ -174,7 +174,8 @@ def with_rejections(verdict: Verdict, rejected: Collection[str]) -> Verdict:
     if not rejected or verdict.outcome is Outcome.PASSED:
         return verdict
     told = f"Your changes of {', '.join(rejected)} were discarded: these tests stand."
-    return verdict.model_copy(update={"feedback": f"{told}\n\n{verdict.feedback}"})
+    findings = verdict.feedback.removeprefix(f"{told}\n\n")  # an unchanged draft has the verdict that it had
+    return verdict.model_copy(update={"feedback": f"{told}\n\n{findings}"})
 
 
 def unreadable_verdict() -> Verdict:

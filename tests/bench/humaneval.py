@@ -1,9 +1,10 @@
 """Feeds the 164 problems of HumanEval through `submit_plan`: first a broken, then the canonical solution.
 
-Run as `.venv/bin/python tests/bench/humaneval.py [--workers N] [--latency SECONDS]`. It needs the data file
+Run as `.venv/bin/python tests/bench/humaneval.py [--workers N] [--latency SECONDS] [--fault-rate SHARE]`. It needs the data file
 (`--data`, by default `../shared/data/HumanEval.jsonl.gz`) and says so where it is missing. Everything but the
 model is real: queue, workers, SDKs, sandbox, pytest. The floor, measured in the same run, is plain `python -m
-pytest` of the same projects in the same environment, as many at a time as there are cores. Prints JSON.
+pytest` of the same projects in the same environment, as many at a time as there are cores. With a fault rate, that
+share of the requests to models fails in one of the ways that a retry mends. Prints JSON.
 """
 
 from __future__ import annotations
@@ -27,17 +28,18 @@ from cluster import cluster_in
 from support import make_plan
 
 from ptc_contracts.keys import content_id
+from ptc_worker.llm.replay.faults import FaultPlan
 from ptc_worker.parsing import parse_answer
 
 if TYPE_CHECKING:
-    from ptc_contracts import PTCExecutionPlan
+    from ptc_contracts import PTCArtifactResult, PTCExecutionPlan
 
 DATA = Path(__file__).parents[3] / "shared" / "data" / "HumanEval.jsonl.gz"
 
 
 def recorded(problem: dict[str, Any]) -> tuple[PTCExecutionPlan, list[str]]:
     """Make a plan of a problem, with a first answer that fails its tests and a second one that passes them."""
-    plan = make_plan(problem["prompt"], execution_id=problem["task_id"].replace("/", "-"), fallback_llm=None)
+    plan = make_plan(problem["prompt"], execution_id=problem["task_id"].replace("/", "-"))
     head, name = problem["prompt"], problem["entry_point"]
     tests = f"from solution import *\n{problem['test']}\n\ndef test_{name}():\n    check({name})\n"
     broken = f'{head}    raise NotImplementedError("first draft")\n'
@@ -70,12 +72,30 @@ def plain_pytest_seconds(folder: Path, recordings: list[tuple[PTCExecutionPlan, 
     return time.monotonic() - started
 
 
+def called(results: list[PTCArtifactResult], before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
+    """Count what was asked of models: two answers a plan are the least; what else was billed was paid for nothing."""
+    calls = [call for result in results for call in result.metadata["calls"]]
+    good = after["calls"] - before["calls"]
+    wasted = Counter(call["outcome"] for call in calls if call["billed"] and call["outcome"] != "ok")
+    return {
+        "model_calls": good,
+        "faults_injected": after["faults"] - before["faults"],
+        "calls_above_the_minimum": len(calls) - 2 * len(results),
+        "answers_above_the_minimum": good - 2 * len(results),
+        "paid_and_thrown_away": sum(wasted.values()),
+        "of_these": dict(wasted),
+        "asked_of": dict(Counter(call["provider"] for call in calls)),
+    }
+
+
 def main() -> int:
     """Run all problems; return 0 if each ended as SUCCESS in its second iteration, with two calls."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, default=DATA)
     parser.add_argument("--workers", type=int, default=1, help="workers that serve both queues")
     parser.add_argument("--latency", type=float, default=0.0, help="seconds that each model call takes")
+    parser.add_argument("--fault-rate", type=float, default=0.0, help="share of model calls that fail")
+    parser.add_argument("--seed", type=int, default=1, help="seed of the faults")
     options = parser.parse_args()
     if not options.data.exists():
         print(f"skipped: {options.data} is not there", file=sys.stderr)
@@ -89,7 +109,8 @@ def main() -> int:
         for _ in range(options.workers):
             cluster.start_worker(environment={**cluster.environment, "PTC_LOG_LEVEL": "warning"})
         cluster.run(recordings[0][1])  # what happens once per worker: vendor imports, the base environment
-        calls_before = cluster.replay.stats()["calls"]
+        before = cluster.replay.stats()
+        cluster.replay.faults = FaultPlan(rate=options.fault_rate, seed=options.seed)
         started = time.monotonic()
         with ThreadPoolExecutor(32) as pool:
             handles = list(pool.map(cluster.ptc.submit, [plan for plan, _ in recordings]))
@@ -111,7 +132,7 @@ def main() -> int:
             "workers": options.workers,
             "floor_seconds": round(floor, 1),
             "ratio_to_floor": round(wall / floor, 2),
-            "model_calls": cluster.replay.stats()["calls"] - calls_before,
+            **called(results, before, cluster.replay.stats()),
         }
         print(json.dumps(facts))
         return 0 if good == len(results) else 1

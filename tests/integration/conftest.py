@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 import pytest
 from cluster import cluster_in
 
-from ptc_contracts.keys import breaker_key
 from ptc_worker.environments import environment
 from ptc_worker.halt import Halt
 from ptc_worker.sandbox import open_sandbox
@@ -35,9 +34,7 @@ def _no_grudges(request: pytest.FixtureRequest) -> Iterator[None]:
     """Let the next test of a shared cluster find providers that nobody has seen failing."""
     yield
     if "cluster" in request.fixturenames:
-        redis = request.getfixturevalue("cluster").ptc.store.redis
-        for key in redis.scan_iter(breaker_key("*")):
-            redis.delete(key)
+        request.getfixturevalue("cluster").forgive()
 
 
 @pytest.fixture
