@@ -28,11 +28,14 @@ _PLACE = re.compile(r"(?<=\.py):\d+|(?<=\.py\", line )\d+|(?<=\.py', line )\d+")
 _CHANGING = re.compile(
     r"0x[0-9a-f]+"
     r"|\b[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}\b"
+    r"|(?<=\.\.\.)x?[0-9a-f]+(?=>)"
+    r"|\b[0-9a-f-]{6,40}\.\.\.[0-9a-f-]{6,40}\b"
     r"|\b\d{4}-\d\d-\d\d[T ]\d\d:\d\d(?::\d\d(?:[.,]\d+)?)?(?:Z|[+-]\d\d:?\d\d)?"
-    r"|\bdatetime\(\d+(?:, \d+){6}[^)]*\)"
+    r"|\bdatetime\(\d+(?:, \d+){6}[^)]{0,80}\)"
     r"|\b\d\d:\d\d:\d\d(?:[.,]\d+)?"
     r"|\b\d+(?:\.\d+)?\s?(?:ns|µs|us|ms)\b"
     r"|\b\d+\.\d+\s?(?:s|secs?|seconds?|minutes?)\b"
+    r"|\b\d{9,}(?:\.\d+)?\b"
     r"|\b\d+\.\d{7,}(?:e-?\d+)?"
     r"|\b\d+(?:\.\d+)?e-\d+"
     r"|\b(?:pid|tid|fd|port|thread|process)(?:[ =:#-]|Id)*\d+"
@@ -41,12 +44,13 @@ _CHANGING = re.compile(
     r"|\btmp[a-z0-9_]{8}\b",
     re.IGNORECASE,
 )
-"""Addresses, ids, times with a date or seconds, durations, floats that are no round ones, processes, ports, temporary names."""
+"""Addresses, ids, times with a date or seconds, durations, long numbers, processes, ports, temporary names.
+
+A number of eight digits, or a float of six places, may be what a test is about.
+"""
 _TEMPORARY = re.compile(r"(?:/private)?(?:/tmp|/var/tmp|/dev/shm|\.\./tmp)/[\w./+-]*")
 _WORD = re.compile(r"[A-Za-z0-9_-]{8,}")
-_HEX = re.compile(r"[0-9a-f]+|[0-9A-F]+")
-_LONG_NUMBER = 9
-"""Digits from which on a number is taken for an id or a time: a shorter one may be what a test is about."""
+_HEX = re.compile(r"[0-9a-f-]+|[0-9A-F-]+")
 _RANDOM_CHARS = 16
 """From this length on, a word of digits and letters of both cases is no name."""
 _INNERMOST = re.compile(r"\{([^{}]*)\}")
@@ -159,9 +163,8 @@ def normalised(text: str) -> str:
 def _without_randomness(word: re.Match[str]) -> str:
     text = word[0]
     digits = any(c.isdigit() for c in text)
-    if text.isdigit():
-        return "#" if len(text) >= _LONG_NUMBER else text
-    if digits and _HEX.fullmatch(text):
+    letters = text.lower() != text.upper()
+    if digits and letters and _HEX.fullmatch(text):
         return "#"
     both_cases = text.lower() != text != text.upper()
     return "#" if len(text) >= _RANDOM_CHARS and digits and both_cases else text

@@ -7,6 +7,7 @@ import json
 import re
 from collections import Counter
 from dataclasses import dataclass, field
+from functools import cached_property
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +32,8 @@ KEPT_ID_CHARS = 200
 FEEDBACK_TESTS = 8
 FEEDBACK_CHARS = 6_000
 """Bounds on what a model is told of a red run: the first failures say most, and context is not free."""
+COMPARED_FAILURES = 50
+"""Failures whose causes are compared; it takes milliseconds each. Of more only the names count."""
 _BETWEEN = 2
 _CUT_CHARS = 80
 """Characters between two blocks, and of the words that say how much was cut out of one."""
@@ -179,7 +182,7 @@ class _Facts:
         """Word paths in a text as seen from the project."""
         return self._root.sub(_seen_from_project, text) if self._root else text
 
-    @property
+    @cached_property
     def failures(self) -> list[Failure]:
         """What failed, in the order of collection, files that cannot be collected first."""
         found = [(error["id"] or "collection", "", error["text"]) for error in self.log.collect_errors]
@@ -311,7 +314,7 @@ def _feedback(facts: _Facts) -> str:
     if facts.suspicions:
         told = [facts.relative(text) for text in facts.suspicions[:FEEDBACK_TESTS]]
         blocks.append("\n".join(["Suspicious:", *(f"- {text}." for text in told)]))
-    groups = grouped(facts.failures)
+    groups = grouped(facts.failures[:COMPARED_FAILURES])
     blocks += [failure.told(others) for failure, others in groups[:FEEDBACK_TESTS]]
     if facts.unfinished:
         blocks.append("Not finished: " + ", ".join(facts.unfinished[:FEEDBACK_TESTS]))
@@ -319,7 +322,8 @@ def _feedback(facts: _Facts) -> str:
         blocks.append(_LEFT_OUT + ", ".join(facts.left_out[:FEEDBACK_TESTS]))
     if not blocks:
         blocks.append(facts.last_output)
-    if (more := len(groups) - FEEDBACK_TESTS) > 0:
+    others = len(facts.failures[COMPARED_FAILURES:])
+    if (more := max(0, len(groups) - FEEDBACK_TESTS) + others) > 0:
         blocks.append(f"… and {more} more.")
     headline = _HEADLINES[facts.outcome]
     return "\n\n".join([headline, *_fitted(blocks, FEEDBACK_CHARS - len(headline))])
@@ -327,7 +331,8 @@ def _feedback(facts: _Facts) -> str:
 
 def _signature(facts: _Facts) -> str:
     """Name the failure: by all that failed, the test that was running, what is suspicious, or what was printed last."""
-    causes = [failure.fingerprint for failure in facts.failures]
+    causes = [failure.fingerprint for failure in facts.failures[:COMPARED_FAILURES]]
+    causes += [failure.name for failure in facts.failures[COMPARED_FAILURES:]]
     causes += [normalised(facts.relative(text)) for text in facts.suspicions]
     causes += [*facts.unfinished[:1], *facts.left_out]
     if not causes:

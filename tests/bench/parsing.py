@@ -93,7 +93,7 @@ def main() -> None:
     asked.add_argument("--seed", type=int, default=1)
     options = asked.parse_args()
     found = fuzzed(options.inputs, options.seed)
-    print(json.dumps({"inputs": options.inputs, "seed": options.seed, **found, "hostile": timed()}, indent=1))
+    print(json.dumps({"inputs": options.inputs, "seed": options.seed, **found, "times": timed()}, indent=1))
     sys.exit(bool(found["unsafe_paths"] or found["raised"]))
 
 
@@ -140,13 +140,13 @@ def mutated(text: str, chance: random.Random) -> str:
 
 
 def timed(chars: int = 400_000) -> dict[str, dict[str, float]]:
-    """Give milliseconds for each hostile answer, how many times longer that is than splitting it, and growth.
+    """Give milliseconds for an ordinary answer and each hostile one, how many times longer that is than splitting it, and growth.
 
     Growth is what an answer twice as long takes, as a multiple: 2 for what is linear.
     """
     told = {}
-    longer = hostile_answers(2 * chars)
-    for name, text in hostile_answers(chars).items():
+    longer = {"an ordinary answer": ordinary(2 * chars), **hostile_answers(2 * chars)}
+    for name, text in {"an ordinary answer": ordinary(chars), **hostile_answers(chars)}.items():
         took, least, twice = (
             best(parse_answer, text),
             best(str.splitlines, text),
@@ -159,6 +159,13 @@ def timed(chars: int = 400_000) -> dict[str, dict[str, float]]:
             "growth": round(twice / took, 1),
         }
     return told
+
+
+def ordinary(chars: int, files: int = 40) -> str:
+    """Write an answer of many files of code."""
+    line = "    total = sum(number for number in numbers if number > 0)  # positive ones\n"
+    body = line * (chars // files // len(line))
+    return "".join(f'<file path="src/module_{n}.py">\n{body}</file>\n\n' for n in range(files))
 
 
 def best(act: Callable[[str], object], text: str, times: int = 3) -> float:

@@ -162,6 +162,7 @@ _LEFT = {
     "puts another file in their place": "PATH.unlink()\nPATH.write_text(WEAK)",
     "moves another file over them": "pathlib.Path('x').write_text(WEAK)\nos.replace('x', PATH)",
     "removes them": "def pytest_sessionfinish():\n    PATH.unlink()",
+    "removes them when all is over": "import atexit\natexit.register(PATH.unlink)",
     "puts a link in their place": "pathlib.Path('x').write_text(PATH.read_text())\nPATH.unlink()\nPATH.symlink_to('../x')",
     "exchanges their folder": ("os.rename('tests', 'were')\nos.mkdir('tests')\nPATH.write_text(WEAK)\n"),
 }

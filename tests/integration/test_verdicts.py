@@ -1303,3 +1303,51 @@ def test_feedback_tells_what_failed_and_where(settings: WorkerSettings) -> None:
         if text not in feedback
     ] == []
     assert "/tmp" not in feedback
+
+
+CHANGING = """
+    import os, tempfile, threading, time, uuid
+    import pytest
+
+    class Thing:
+        pass
+
+    @pytest.fixture
+    def broken():
+        raise ValueError(Thing())
+
+    def test_address():
+        assert Thing() == 1
+
+    def test_addresses_in_a_set():
+        assert {Thing(), Thing()} == {1}
+
+    def test_id():
+        assert str(uuid.uuid4()) == "x"
+
+    def test_folder(tmp_path):
+        assert tmp_path == 1
+
+    def test_file():
+        open(tempfile.mkdtemp() + "/missing")
+
+    def test_time():
+        assert time.time() == 1
+
+    def test_process():
+        raise RuntimeError(f"pid {os.getpid()} gave up after {time.perf_counter()} s")
+
+    def test_fixture(broken):
+        pass
+"""
+
+
+def test_the_same_failure_has_the_same_signature_wherever_it_runs(settings: WorkerSettings) -> None:
+    """In each tier, and again; one that is another has another."""
+    elsewhere = settings.model_copy(update={"ptc_sandbox_isolation": "landlock"})
+    same = [judged(where, CHANGING) for where in (settings, elsewhere, settings)]
+    other = judged(settings, CHANGING.replace('== "x"', '== "y"'))
+
+    assert {verdict.counts["failed"] for verdict in [*same, other]} == {7}
+    assert len({verdict.signature for verdict in same}) == 1
+    assert other.signature != same[0].signature

@@ -40,7 +40,10 @@ def failure(text: str, name: str = "tests/test_it.py::test_a") -> Failure:
 SAME = {
     "addresses": ("<A object at 0x7f6fbccc56d0>", "<A object at 0x55d0ab>"),
     "a shortened address": ("{<object obje...7f6fbccc5dc0>}", "{<object obje...7facd81a5dc0>}"),
+    "the rest of an address": ("{<object at 0...5dc0>}", "{<object at 0...4a10>}"),
     "a UUID": ("743f0c41-02b7-4f68-abe2-6647b82b8c3c", "f8def0f3-5e5b-46ef-aa7b-e556d7259b2c"),
+    "a shortened UUID": ("'a70eb5b2-9ea...-8b8fc8e68213'", "'12345678-901...-123456789012'"),
+    "a Unix time with a fraction": ("assert 1795293349.428371 == 1", "assert 1795293350.5 == 1"),
     "a digest": ("got d41d8cd98f00b204e9800998ecf8427e", "got 9e107d9d372bb6826bd81d3542a419d6"),
     "a token": ("token Drmhze6EPcv0fN81BjnA3q", "token q2LmPz77xcvb0NN81Bjn0w"),
     "a time": ("at 2026-11-21 20:35:49.123", "at 2026-11-22T21:00:00Z"),
@@ -81,6 +84,7 @@ OTHER = {
     "a short number": ("assert 2 == 3", "assert 4 == 3"),
     "the sides": ("assert 2 == 3", "assert 3 == 2"),
     "an amount": ("assert 10050 == 10500", "assert 10400 == 10500"),
+    "a day": ("'20240101' == x", "'20240102' == x"),
     "a round float": ("assert 2.5 == 3", "assert 2.25 == 3"),
     "a date": ("'2024-01-01' == '2024-01-02'", "'2024-01-03' == '2024-01-02'"),
     "a key": ("KeyError: 'a'", "KeyError: 'b'"),

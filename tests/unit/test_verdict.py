@@ -12,6 +12,7 @@ from ptc_contracts.verdicts import Outcome
 from ptc_worker.expected import Expected
 from ptc_worker.sandbox.protocol import ExecResult
 from ptc_worker.verdict import (
+    COMPARED_FAILURES,
     FEEDBACK_CHARS,
     FEEDBACK_TESTS,
     KEPT_ID_CHARS,
@@ -266,6 +267,16 @@ def test_a_model_is_told_of_a_few_failures_in_few_words() -> None:
     assert judged.feedback.count("(failed)") == FEEDBACK_TESTS
     assert "E   small" in judged.feedback
     assert judged.feedback.endswith("… and 13 more.")
+
+
+def test_very_many_failures_are_told_apart_by_their_names() -> None:
+    """All of them count, and the work for them stays small."""
+    many = [f"tests/test_a.py::test_{number}" for number in range(3 * COMPARED_FAILURES)]
+    one = verdict(failing(dict.fromkeys(many, "E   KeyError: 1")), exit_code=1)
+    fewer = verdict(failing(dict.fromkeys(many[:-1], "E   KeyError: 1")), exit_code=1)
+
+    assert one.signature != fewer.signature
+    assert one.feedback.endswith(f"… and {2 * COMPARED_FAILURES} more.")
 
 
 @pytest.mark.parametrize(
