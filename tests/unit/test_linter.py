@@ -176,3 +176,15 @@ def test_the_linter_leaves_no_folder_behind(tmp_path: Path, monkeypatch: pytest.
 
     assert len(issues) == 1
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_linters_memory_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A draft that it cannot swallow ends the linter, not the worker."""
+    ruff, told = tmp_path / "ruff", tmp_path / "told"
+    ruff.write_text(f'#!/bin/sh\nuntil [ "$(ulimit -v)" != unlimited ]; do :; done\nulimit -v > {told}\n')
+    ruff.chmod(0o755)
+    monkeypatch.setattr("ruff.find_ruff_bin", lambda: os.fspath(ruff))
+    issues = lint([artifact("a.py", BAD)])
+
+    assert issues == []
+    assert int(told.read_text()) == 1024 * 1024
