@@ -9,7 +9,6 @@ import re
 import resource
 import subprocess
 import sys
-import time
 from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -40,20 +39,11 @@ _MEMORY_BYTES = 1 << 30
 _MAX_OUTPUT = 1_000_000
 """Bytes of findings that are read, 300 each or more: a draft with that many is refused anyway."""
 
-_OTHERWISE_DEFINED = frozenset(
-    {
-        "_",
-        "__path__",
-        "get_ipython",
-        "basestring",
-        "buffer",
-        "frozendict",
-        "long",
-        "unichr",
-        "unicode",
-        "xrange",
-    }
-)
+_MAX_PER_FILE = 50
+
+_OTHERWISE_DEFINED = {
+    "_", "__path__", "get_ipython", "basestring", "buffer", "frozendict", "long", "unichr", "unicode", "xrange",
+}  # fmt: skip
 """What gettext, packages, IPython and other versions of Python define; code asks for it where it is there."""
 
 _DEFINES_NAMES = re.compile(r"\b(?:globals|exec|builtins|global_enum)\b")
@@ -67,14 +57,11 @@ def lint(files: Sequence[CodeArtifact], seconds: float = 10.0) -> list[GateIssue
     sources = [file for file in files if _is_linted(file)]
     if not sources:
         return []
-    began = time.monotonic()
     try:
-        found = _found_in(sources, seconds)
+        return _found_in(sources, seconds)
     except (OSError, subprocess.SubprocessError, ImportError, ValueError) as error:
         log.warning("linter_failed", error=f"{type(error).__name__}: {error}", files=len(sources))
         return []
-    log.debug("linted", files=len(sources), found=len(found), seconds=round(time.monotonic() - began, 3))
-    return found
 
 
 def _is_linted(file: CodeArtifact) -> bool:
@@ -138,7 +125,7 @@ def _bound_memory(process_id: int) -> None:
 
 def _issues(file: CodeArtifact, findings: list[dict[str, Any]]) -> Iterator[GateIssue]:
     names = _Names(file.content)
-    for finding in findings:
+    for finding in findings[:_MAX_PER_FILE]:
         code, line = finding["code"], finding["location"]["row"]
         told = finding["message"].partition(". Consider ")[0]
         sure = code not in _WORTH_TELLING and (code != "F821" or names.fails(_undefined_in(told), line))

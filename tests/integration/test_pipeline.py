@@ -251,6 +251,16 @@ def test_an_unknown_import_is_told_to_the_model_and_never_installed(cluster: Clu
     assert [note["outcome"] for note in result.metadata["history"]] == ["gate", "passed"]
 
 
+def test_a_draft_that_is_sure_to_fail_spends_no_sandbox(cluster: Cluster) -> None:
+    """What gate and linter see is told to the model at once."""
+    undefined = GREEN.replace("return", "return nonesuch +")
+    unresolved = GREEN.replace("import add", "import add, sub")
+
+    result = cluster.run([undefined, unresolved, GREEN])
+
+    assert [note["outcome"] for note in result.metadata["history"]] == ["gate", "gate", "passed"]
+
+
 def test_a_dependency_that_cannot_be_had_ends_as_partial_success(cluster: Cluster) -> None:
     """No model can mend the plan's own list; the installer's words are in the message."""
     result = cluster.run([GREEN], dependencies=["ptc-no-such-package-anywhere"])

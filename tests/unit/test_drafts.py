@@ -50,7 +50,6 @@ BROKEN = [
     ("flask_app", "app/__init__.py", "import db", "import database", "app/__init__.py:3 unresolved-import, app/__init__.py:10 F821, app/__init__.py:15 F821"),
     ("flask_app", "app/models.py", "from app.extensions", "from app.extension", "app/models.py:5 unresolved-import"),
     ("flask_app", "app/routes.py", None, None, "app/routes.py missing-file, app/__init__.py:4 unresolved-import"),
-    ("flask_app", "tests/test_routes.py", None, None, "tests/ no-tests"),
     ("flask_app", "tests/conftest.py", "create_app({", "create_app(CONFIG, {", "tests/conftest.py:7 F821"),
     ("flask_app", "requirements.txt", "pytest\n", "pytest\nflask-magic-auth\n", "requirements.txt unknown-package"),
     ("flask_app", "docker-compose.yml", "build: .", "build: a: b", "docker-compose.yml:4 yaml"),

@@ -5,17 +5,17 @@ from __future__ import annotations
 import subprocess
 import sys
 import warnings
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import make_plan
 
-from ptc_contracts.verdicts import GateIssue, Outcome
+from ptc_contracts.verdicts import GateIssue, GateStage, Outcome, Severity
 from ptc_worker.dependencies import needs_of
 from ptc_worker.filetypes import artifact
-from ptc_worker.gate import examine, has_python_tests, red_verdict
+from ptc_worker.gate import examine, has_errors, has_python_tests, red_verdict
 from ptc_worker.syntax import syntax_tree
 
 if TYPE_CHECKING:
@@ -147,16 +147,212 @@ def test_a_plan_without_testing_needs_no_tests() -> None:
     assert not has_python_tests(files)
 
 
+@pytest.mark.parametrize(
+    ("path", "content", "line"),
+    [
+        ("a.yaml", "a: b: c\n", 1),
+        ("a.yml", "a:\n  - b\n c: d\n", 3),
+        ("a.yml", "a: [\n", 2),
+        ("ci.YML", "a:\n\t- b\n", 2),
+        ("a.yml", "a: \x07", None),
+        ("a.yml", "[" * 101, None),
+    ],
+)
+def test_broken_yaml_is_told(path: str, content: str, line: int | None) -> None:
+    """A workflow or a compose file that nobody can read is not delivered."""
+    issues = _issues(path, content)
+
+    assert [(issue.line, issue.severity) for issue in issues] == [(line, Severity.ERROR)]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "a: 1\n---\nb: 2\n...\n",
+        "a: !Ref b\nc: !!python/object:os.system {}\n",
+        "a: *nowhere\n",
+        "a: 1\na: 2\n",
+        "on: ${{ github.ref }}\n",
+        "{{- if .Values.a }}\na: {{ .Values.b }}\n{{- end }}\n",
+        "{% for x in y %}\n{{ x }}: [\n{% endfor %}\n",
+        "\ufeffa: é 🙂\n",
+        "# only a comment\n",
+    ],
+)
+def test_yaml_of_every_kind_passes(content: str) -> None:
+    """Nothing is constructed: tags, aliases and documents are the business of whoever reads the file."""
+    issues = _issues("a.yaml", content)
+
+    assert issues == []
+
+
+STRUCTURE = [
+    ("src/app.py", "error"),
+    ("./src/app.py", "error"),
+    ("/src/app.py", "error"),
+    (" src/app.py ", "error"),
+    ("Makefile", "error"),
+    (".gitignore", "error"),
+    ("SRC/Main.py", None),
+    ("src", None),
+    ("src/", None),
+    ("./src/main.py", None),
+    ("logs/", "warning"),
+    ("docs", "warning"),
+    ("static/logo.png", "warning"),
+    ("poetry.lock", "warning"),
+    ("src/*.py", None),
+    ("src/**", None),
+    ("<module>.py", None),
+    ("{name}.py", None),
+    ("...", None),
+    ("../up.py", None),
+    ("a\\b.py", None),
+    ("c:/a.py", None),
+    ("src/.git/config", None),
+    ("", None),
+    ("/", None),
+    ("tests (unit tests)", None),
+]
+
+
+@pytest.mark.parametrize(("key", "severity"), STRUCTURE)
+def test_a_file_that_the_plan_names_must_be_there(key: str, severity: str | None) -> None:
+    """Folders that stay empty and files that are no text are worth telling; a key that is no path asks for nothing."""
+    plan = make_plan(enable_testing=False, file_structure={key: "what it is for"})
+    issues = examine(plan, [artifact("src/main.py", "")], None)
+
+    assert [issue.severity.value for issue in issues] == ([severity] if severity else [])
+    assert all(issue.code == "missing-file" and issue.stage is GateStage.INTEGRATION for issue in issues)
+
+
+def test_an_optional_file_may_be_missing() -> None:
+    """The plan says so itself."""
+    plan = make_plan(enable_testing=False, file_structure={"README.md": "Optional: how to use it"})
+    issues = examine(plan, [artifact("a.py", "")], None)
+
+    assert [issue.severity for issue in issues] == [Severity.WARNING]
+
+
+def test_a_draft_written_inside_of_the_plans_only_folder_is_let_in() -> None:
+    """Whether that is what the plan meant, the tests will tell."""
+    plan = make_plan(enable_testing=False, file_structure={"calc/core.py": "", "calc/tests/test_core.py": ""})
+    moved = [artifact("core.py", ""), artifact("tests/test_core.py", "")]
+    half = [artifact("calc/core.py", ""), artifact("tests/test_core.py", "")]
+
+    assert not has_errors(examine(plan, moved, None))
+    assert has_errors(examine(plan, half, None))
+
+
+def test_the_plans_own_tests_are_tests_and_import_from_the_draft() -> None:
+    """A draft without what they import is sent back before a sandbox is spent."""
+    plan = make_plan(
+        test_files={"tests/test_core.py": "from calc.core import add, sub\n\ndef test_it(): add()\n"}
+    )
+    whole = [artifact("calc/core.py", "def add(): ...\ndef sub(): ...\n")]
+    half = [artifact("calc/core.py", "def add(): ...\n"), artifact("tests/test_core.py", "(")]
+
+    issues = examine(plan, half, None)
+
+    assert examine(plan, whole, None) == []
+    assert [str(issue) for issue in issues] == [
+        "tests/test_core.py:1: imports 'sub' from 'calc.core', which does not define it"
+    ]
+
+
+def test_a_broken_test_of_the_plan_is_not_held_against_the_draft() -> None:
+    """No model can mend it."""
+    plan = make_plan(test_files={"tests/test_core.py": "def test_it(:\n"})
+    issues = examine(plan, [artifact("core.py", "")], None)
+
+    assert issues == []
+
+
+@pytest.mark.parametrize(
+    ("plan", "tests", "severity"),
+    [
+        (make_plan(), "tests/test_a.py", Severity.ERROR),
+        (make_plan(), "src/a.test.js", Severity.WARNING),
+        (UNTESTED, "tests/test_a.py", Severity.WARNING),
+    ],
+)
+def test_an_unknown_package_refuses_a_draft_whose_tests_would_miss_it(
+    plan: PTCExecutionPlan, tests: str, severity: Severity
+) -> None:
+    """The gate asks what the sandbox stage would ask, a sandbox earlier."""
+    files = [artifact("a.py", "import nonesuch\n"), artifact(tests, "")]
+    issues = examine(plan, files, None)
+
+    assert [(i.file, i.line, i.code, i.severity, i.stage) for i in issues] == [
+        ("a.py", 1, "unknown-package", severity, GateStage.INTEGRATION)
+    ]
+    assert needs_of([], files, None).issues[0].message == issues[0].message
+
+
+def test_a_package_that_the_operator_leaves_out_is_unknown(plan: PTCExecutionPlan) -> None:
+    """The list of the installation holds for the gate, too."""
+    files = [artifact("tests/test_a.py", "import requests\n")]
+
+    assert examine(plan, files, None) == []
+    assert has_errors(examine(plan, files, {"flask"}), GateStage.INTEGRATION)
+    assert not has_errors(examine(plan, files, {"flask"}), GateStage.SYNTACTIC)
+
+
+def _issue(file: str = "a.py", line: int | None = None, message: str = "bad", **fields: Any) -> GateIssue:
+    return GateIssue(file=file, line=line, code="syntax", message=message, **fields)
+
+
 def test_a_red_verdict_tells_the_issues_up_to_a_number() -> None:
     """A draft that is broken all over does not fill the next prompt."""
-    issues = [GateIssue(file=f"a{n}.py", line=n or None, code="syntax", message="bad") for n in range(15)]
-    verdict = red_verdict(issues)
+    verdict = red_verdict([_issue(f"a{n}.py", n or None) for n in range(70)])
     lines = verdict.feedback.splitlines()
 
     assert verdict.outcome is Outcome.GATE
     assert lines[1:3] == ["- a0.py: bad", "- a1.py:1: bad"]
-    assert lines[-1] == "- … and 3 more"
+    assert lines[-1] == "- … and 58 more"
     assert len(lines) == 14
+    assert len(verdict.issues) == 50
+
+
+def test_a_red_verdict_tells_errors_first_and_the_same_thing_once() -> None:
+    """Twenty uses of one undefined name are one mistake."""
+    mild = _issue("b.py", 1, severity=Severity.WARNING)
+    verdict = red_verdict([mild, *(_issue(line=line) for line in range(3, 23))])
+    lines = verdict.feedback.splitlines()
+
+    assert lines[1:] == ["- a.py:3: bad", "- b.py:1: bad (not the reason; worth a look)"]
+    assert len(verdict.issues) == 21
+
+
+def test_a_red_verdict_has_bounds_whatever_the_messages_are() -> None:
+    """A name of 64,000 characters stands in the message about it."""
+    verdict = red_verdict([_issue(f"a{n}.py", message=f"{n}" * 60_000) for n in range(30)])
+
+    assert len(verdict.feedback) < 6_200
+    assert sum(len(issue.message) for issue in verdict.issues) < 50 * 402
+
+
+@pytest.mark.parametrize(
+    ("other", "equal"),
+    [
+        ([_issue("b.py", 9), _issue("a.py", 4, "to match '(' on line 3")], True),
+        ([_issue("a.py", 4, "to match '(' on line 7"), _issue("b.py", 9), _issue("b.py", 11)], True),
+        (
+            [_issue("a.py", 1, "to match '(' on line 3"), _issue("b.py"), _issue(severity=Severity.WARNING)],
+            True,
+        ),
+        ([_issue("a.py", 1, "to match '(' on line 3")], False),
+        ([_issue("a.py", 1, "to match '[' on line 3"), _issue("b.py")], False),
+        ([_issue("c.py", 1, "to match '(' on line 3"), _issue("b.py")], False),
+    ],
+)
+def test_equal_errors_have_equal_signatures(other: list[GateIssue], *, equal: bool) -> None:
+    """Wherever in their files they stand, in any order, and whatever is only worth telling."""
+    ours = red_verdict([_issue("a.py", 1, "to match '(' on line 3"), _issue("b.py", 2)]).signature
+
+    assert len(ours) == 16
+    assert (red_verdict(other).signature == ours) is equal
 
 
 def _nested_finally(depth: int) -> str:
@@ -205,6 +401,24 @@ _HOSTILE = {
     "TOML key": ("a.toml", "a." * 5_000 + "a = 1"),
     "TOML key of a megabyte": ("a.toml", "a." * 490_000 + "a = 1"),
     "TOML number": ("a.toml", "a = " + "9" * 19_000),
+    "YAML brackets": ("a.yaml", "[" * 900_000),
+    "fewer YAML brackets": ("a.yaml", "[" * 190_000),
+    "YAML braces": ("a.yml", "{" * 190_000),
+    "YAML maps in maps": ("a.yml", "{a: " * 49_000),
+    "YAML dashes": ("a.yml", "- " * 99_000),
+    "YAML that laughs": ("a.yml", "a: &a [x, x]\n" + "".join(f"b{n}: &b{n} [*a, *a]\n" for n in range(9_000))),
+    "YAML documents": ("a.yml", "---\na\n" * 33_000),
+    "YAML NUL": ("a.yml", "a: \0"),
+    "half a surrogate pair in YAML": ("a.yml", "a: \ud800"),
+    "relative import": ("a/b.py", "from ." + "a." * 20_000 + "a import b"),
+    "dots": ("a/b.py", "from " + "." * 60_000 + " import b"),
+    "own dotted import": ("a/b.py", "import " + "a." * 20_000 + "a"),
+    "star import of itself": ("a/b.py", "from .b import *\nfrom a.b import *\nfrom .b import c\n"),
+    "many unknown imports": ("a.py", "".join(f"import x{n}\n" for n in range(4_900))),
+    "many strings": ("a.py", "import nonesuch\n" + "'" * 60_000),
+    "dots in a string": ("a.py", "import nonesuch\nx = '" + "." * 60_000 + "'"),
+    "called decorator": ("a.py", "@x" + "()" * 30_000 + "\ndef f(): import a.b"),
+    "called context": ("a.py", "with x" + "()" * 30_000 + ": import a.b"),
 }  # fmt: skip
 
 _EXAMINE_ALL = """
@@ -256,7 +470,7 @@ def test_a_hostile_source_neither_crashes_nor_hangs_the_process(survived: list[s
 
 @settings(deadline=None)
 @given(
-    ending=st.sampled_from(["py", "json", "toml"]),
+    ending=st.sampled_from(["py", "json", "toml", "yaml"]),
     content=st.text(st.sampled_from("()[]{}:=\"'\\\n \tdeffornt#0.\0\ud800") | st.characters(), max_size=60),
 )
 def test_no_content_raises(ending: str, content: str) -> None:
