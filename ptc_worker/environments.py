@@ -16,7 +16,7 @@ import time
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO, Protocol
 
 import structlog
 
@@ -38,13 +38,34 @@ _READY = "ptc-ready"
 """Mark of a whole environment: it holds the bytes that the environment takes, and is touched at each use."""
 
 
+class Addition(Protocol):
+    """What an environment holds beside Python's packages."""
+
+    @property
+    def recipe(self) -> str:
+        """A text that differs where its files do."""
+
+    def add(self, cache_dir: Path, folder: Path, deadline: float, halt: Halt) -> None:
+        """Put it into an environment, its downloads into `cache_dir`.
+
+        Raises:
+            InstallError: it cannot be had; as NoRoomError if the disk is full.
+            TimeoutError: the deadline (of the monotonic clock) has passed.
+            HaltedError: the work must stop.
+        """
+
+
 class CacheDirError(InstallError):
     """`PTC_CACHE_DIR` cannot be used or has no room: neither plan nor draft can mend that."""
 
 
 @contextmanager
 def environment(
-    settings: WorkerSettings, requirements: Sequence[str], timeout: float, halt: Halt
+    settings: WorkerSettings,
+    requirements: Sequence[str],
+    timeout: float,
+    halt: Halt,
+    addition: Addition | None = None,
 ) -> Iterator[Path]:
     """Give the folder of an environment that holds these packages, built if need be; nobody removes it meanwhile.
 
@@ -57,8 +78,8 @@ def environment(
         TimeoutError: installing took longer than `timeout` seconds.
         HaltedError: the work must stop; whoever waits for the same set installs it then.
     """
-    folder = _folder(settings.ptc_cache_dir, requirements)
-    with _in_use(settings, folder, requirements, time.monotonic() + timeout, halt):
+    folder = _folder(settings.ptc_cache_dir, requirements, addition)
+    with _in_use(settings, folder, requirements, addition, time.monotonic() + timeout, halt):
         yield folder
 
 
@@ -87,8 +108,9 @@ def sweep(settings: WorkerSettings) -> None:
     _shrink(settings.ptc_cache_dir, settings.ptc_cache_max_mb * 2**20)
 
 
-def _folder(cache_dir: Path, requirements: Sequence[str]) -> Path:
-    recipe = json.dumps([platform.python_version(), sys.base_prefix, _wanted(requirements), _inside_digest()])
+def _folder(cache_dir: Path, requirements: Sequence[str], addition: Addition | None = None) -> Path:
+    parts = [platform.python_version(), sys.base_prefix, _wanted(requirements), _inside_digest()]
+    recipe = json.dumps([*parts, addition.recipe] if addition else parts)
     return cache_dir / "environments" / hashlib.sha256(recipe.encode()).hexdigest()[:24]
 
 
@@ -103,7 +125,12 @@ def _inside_digest() -> str:
 
 
 def _in_use(
-    settings: WorkerSettings, folder: Path, requirements: Sequence[str], deadline: float, halt: Halt
+    settings: WorkerSettings,
+    folder: Path,
+    requirements: Sequence[str],
+    addition: Addition | None,
+    deadline: float,
+    halt: Halt,
 ) -> BinaryIO:
     """Build what is missing; return the shared lock on what is there."""
     try:
@@ -119,7 +146,7 @@ def _in_use(
             lock.close()
             with _locked(_lock_file(folder), fcntl.LOCK_EX, deadline, halt):
                 if not (folder / _READY).exists():
-                    _build(settings, folder, _wanted(requirements), deadline, halt)
+                    _build(settings, folder, _wanted(requirements), addition, deadline, halt)
     except TimeoutError:
         raise
     except NoRoomError as error:
@@ -129,25 +156,40 @@ def _in_use(
 
 
 def _build(
-    settings: WorkerSettings, folder: Path, wanted: Sequence[str], deadline: float, halt: Halt
+    settings: WorkerSettings,
+    folder: Path,
+    wanted: Sequence[str],
+    addition: Addition | None,
+    deadline: float,
+    halt: Halt,
 ) -> None:
     """Build an environment; on a full disk once more, after everything that nobody uses has gone."""
     cache_dir = settings.ptc_cache_dir
-    log.info("environment_building", packages=wanted)
+    log.info("environment_building", packages=wanted, **({"addition": addition.recipe} if addition else {}))
     try:
-        _build_once(cache_dir, folder, wanted, deadline, halt)
+        _build_once(cache_dir, folder, wanted, addition, deadline, halt)
     except NoRoomError as error:
         log.warning("cache_dir_full", reason=str(error))
         _shrink(cache_dir, 0)
-        _build_once(cache_dir, folder, wanted, deadline, halt)
+        _build_once(cache_dir, folder, wanted, addition, deadline, halt)
     sweep(settings)
 
 
-def _build_once(cache_dir: Path, folder: Path, wanted: Sequence[str], deadline: float, halt: Halt) -> None:
+def _build_once(
+    cache_dir: Path,
+    folder: Path,
+    wanted: Sequence[str],
+    addition: Addition | None,
+    deadline: float,
+    halt: Halt,
+) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     try:
         with _locked(_lock_file(cache_dir / "uv"), fcntl.LOCK_SH, deadline, halt):
             install(cache_dir, folder, wanted, deadline, halt)
+        if addition:
+            with _locked(_lock_file(cache_dir / "npm"), fcntl.LOCK_SH, deadline, halt):
+                addition.add(cache_dir, folder, deadline, halt)
         _copy_inside(folder)
         _mark_ready(folder, _opened_to_all(folder))
     except BaseException as error:
@@ -197,11 +239,11 @@ def _shrink(cache_dir: Path, most: int) -> None:
         except OSError:
             _remove(folder, only_leftovers=True)
     size = sum(taken for _, taken, _ in marks)
-    downloads = cache_dir / "uv"
-    if downloads.exists():
-        size += (held := _disk_usage(downloads))
-        if size > most and _remove(downloads):
-            size -= held
+    for downloads in (cache_dir / "uv", cache_dir / "npm"):
+        if downloads.exists():
+            size += (held := _disk_usage(downloads))
+            if size > most and _remove(downloads):
+                size -= held
     for _, taken, folder in sorted(marks):
         if size <= most:
             break

@@ -12,6 +12,9 @@ const module_ = require('node:module');
 const runner = require('node:test');
 const { AsyncLocalStorage } = require('node:async_hooks');
 const { inspect } = require('node:util');
+const { isMainThread } = require('node:worker_threads');
+
+if (!isMainThread || !process.env.PTC_EVENTS) return; // threads and processes of the project are loaded with it, too
 
 const MOST_TEXT = 6000;
 
@@ -102,7 +105,7 @@ function parts(given) {
     else if (typeof given[at] === 'string') name ??= given[at];
     else if (typeof given[at] === 'object' && given[at] !== null) options ??= given[at];
   }
-  return { __proto__: null, name: name ?? (fn?.name || '<anonymous>'), options: options ?? {}, fn };
+  return { __proto__: null, name: name ?? (fn?.name || '<anonymous>'), options: { ...options, only: undefined }, fn };
 }
 
 function path(name) {
@@ -143,16 +146,19 @@ function register(original, given, variant) {
   return original(name, options, placed);
 }
 
+function tellOf(variant, context, id) {
+  const original = context[variant];
+  defineProperty(context, variant, {
+    value(...given) {
+      tell({ __proto__: null, event: variant, id });
+      return apply(original, context, given);
+    },
+  });
+}
+
 function watchContext(context, id) {
-  for (const variant of ['skip', 'todo']) {
-    const original = context[variant];
-    defineProperty(context, variant, {
-      value(...given) {
-        tell({ __proto__: null, event: variant, id });
-        return apply(original, context, given);
-      },
-    });
-  }
+  tellOf('skip', context, id);
+  tellOf('todo', context, id);
   if (typeof context.test === 'function') {
     const original = context.test;
     const nested = (...given) => apply(original, context, given);
@@ -160,14 +166,13 @@ function watchContext(context, id) {
   }
 }
 
-/** Wrap a function of the runner together with its `skip`, `todo` and `only`. */
+/** Wrap a function of the runner together with its variants; with `only` all others run, too. */
 function variants(original, act, plain = original) {
+  const { skip, todo } = original;
   const wrapped = (...given) => act(plain, given, '');
-  for (const variant of ['skip', 'todo', 'only']) {
-    if (typeof original[variant] === 'function') {
-      wrapped[variant] = (...given) => act(original[variant], given, variant);
-    }
-  }
+  wrapped.only = (...given) => act(plain, given, '');
+  if (skip) wrapped.skip = (...given) => act(skip, given, 'skip');
+  if (todo) wrapped.todo = (...given) => act(todo, given, 'todo');
   return wrapped;
 }
 
@@ -193,12 +198,12 @@ function suite(original, given, variant) {
 }
 
 function hook(original, kind) {
-  return (fn, ...rest) => {
-    if (typeof fn !== 'function') return original(fn, ...rest);
+  return (fn, options) => {
+    if (typeof fn !== 'function') return original(fn, options);
     const where = path(`(${kind})`);
     const nothing = () => {};
     const failed = (error) => tell({ __proto__: null, event: 'error', name: where, text: told(error) });
-    return original(watched(fn, nothing, nothing, failed), ...rest);
+    return original(watched(fn, nothing, nothing, failed), options);
   };
 }
 
