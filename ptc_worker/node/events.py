@@ -131,9 +131,7 @@ class Account:
             self._take_test(self._free(f"{path}::{_title(test['name'])}"), path, known, failed_run=failed_run)
         return registered
 
-    def _take_test(
-        self, name: str, path: str, known: dict[str, dict[str, Any]], *, failed_run: bool
-    ) -> None:
+    def _take_test(self, name: str, path: str, known: dict[str, dict[str, Any]], *, failed_run: bool) -> None:
         self.log.places[name] = (path, None)
         skip = known["test"]["skip"] or "skip" in known
         todo = known["test"]["todo"] or "todo" in known
@@ -151,7 +149,11 @@ class Account:
             self.log.phases[name] = []
 
     def _compare(
-        self, path: str, registered: Counter[tuple[str, str | None]], told: NodeLog, defined: Sequence[DefinedTest]
+        self,
+        path: str,
+        registered: Counter[tuple[str, str | None]],
+        told: NodeLog,
+        defined: Sequence[DefinedTest],
     ) -> None:
         """Hold against each other what stands in a file and what was registered."""
         if not registered and not told.of("suite_left_out"):

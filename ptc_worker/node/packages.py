@@ -52,7 +52,9 @@ def node_needs(
     facts = package_json(files)
     declared = dict(_declared(facts))
     trusted = {_name_of(name) for name in plan_dependencies} if allowed is None else set(allowed)
-    wanted = {name: version for name, version in declared.items() if name in trusted and _is_plain(name, version)}
+    wanted = {
+        name: version for name, version in declared.items() if name in trusted and _is_plain(name, version)
+    }
     missing = []
     for name, path in sorted(_imported(files).items()):
         if name in wanted or name in builtin or name == facts.get("name"):
@@ -62,7 +64,9 @@ def node_needs(
         elif name not in trusted:
             missing.append(f"{path} imports the package {name!r}, which may not be installed here")
         else:
-            missing.append(f"package.json asks for {name!r} by {declared[name]!r}, which is no range of versions")
+            missing.append(
+                f"package.json asks for {name!r} by {declared[name]!r}, which is no range of versions"
+            )
     return NodeNeeds(tuple(sorted(wanted.items())), tuple(missing))
 
 

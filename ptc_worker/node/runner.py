@@ -12,7 +12,7 @@ import structlog
 from ptc_contracts.verdicts import Outcome, Verdict
 from ptc_worker.dependencies import missing_verdict
 from ptc_worker.environments import environment
-from ptc_worker.javascript import NodeTests, is_javascript, node_tests, test_script
+from ptc_worker.javascript import NodeTests, is_javascript, node_tests, runner_script
 from ptc_worker.node.events import Account, NodeLog
 from ptc_worker.node.installed import NodeMissingError, find_node
 from ptc_worker.node.packages import NodeAddition, node_needs
@@ -78,7 +78,7 @@ def run_node_tests(
             if left <= 0:
                 raise TimeoutError("no time was left for the tests")
             try:
-                return _run_once(settings, files, tests, folder, min(left, settings.ptc_test_timeout), halt)
+                return _run_once(settings, files, folder, min(left, settings.ptc_test_timeout), halt)
             except IsolationRefusedError:
                 raise
             except SandboxError as error:
@@ -96,7 +96,7 @@ def _no_tests(files: Sequence[CodeArtifact], plan_dependencies: Sequence[str]) -
         raise NodeMissingError(
             f"the plan asks for {', '.join(sorted(asked))}: only Node's own test runner (node --test) is supported"
         )
-    texts = [test_script(files), *(file.content for file in files if is_javascript(file.file_path))]
+    texts = [runner_script(files), *(file.content for file in files if is_javascript(file.file_path))]
     found = sorted({name for text in texts for name in _OTHERS.findall(text)})
     told = f" ({', '.join(found)} is not.)" if found else ""
     return Verdict(outcome=Outcome.NO_TESTS, feedback=_USE_NODES + told)
@@ -105,12 +105,11 @@ def _no_tests(files: Sequence[CodeArtifact], plan_dependencies: Sequence[str]) -
 def _run_once(
     settings: WorkerSettings,
     files: Sequence[CodeArtifact],
-    tests: NodeTests,
     folder: Path,
     seconds: float,
     halt: Halt,
 ) -> tuple[Verdict, str]:
-    deadline = time.monotonic() + seconds
+    deadline, tests = time.monotonic() + seconds, node_tests(files)
     with open_sandbox(settings, folder) as box, halt.calling(box.stop):
         box.write({f"project/{file.file_path}": file.content.encode(errors="replace") for file in files})
         box.write({"home/.keep": b"", "tmp/.keep": b""})
