@@ -19,10 +19,13 @@ if TYPE_CHECKING:
     from ptc_worker.javascript import DefinedTest
 
 _OURS = re.compile(r"^\s+at .*(\bnode:[\w/]+:\d|\bnode_probe\.cjs:).*\n?", re.MULTILINE)
+_OUR_PLACE = re.compile(rb"^test at .*node_probe\.cjs:.*\n", re.MULTILINE)
+"""Where the runner believes every test to stand."""
 _UNFINISHED = (
     "It never came to its end: its time was over, a hook failed, or it waited for something when nothing else "
     "was left to do."
 )
+_KEPT_ALIVE = "All its tests had ended, and its process had not: close servers, sockets, timers and workers in `after` hooks."
 _NO_TEST = "It is named like a test file, and registers no test with node:test."
 
 
@@ -90,6 +93,12 @@ class Account:
         for event in told.of("error"):
             self._fail(f"{path}::{_title(event['name'])}", self._told(event["text"]))
         registered = self._take_tests(path, ran, told)
+        if (
+            ran.timed_out
+            and told.of("began")
+            and len(told.of("began")) == len(told.of("ran") + told.of("raised"))
+        ):
+            self.log.collect_errors.append({"id": path, "text": _KEPT_ALIVE})
         for event in told.of("suite_left_out"):
             self._left_out(f"{path}::{_title(event['name'])}")
         self.expected.conditional.update(
@@ -110,7 +119,7 @@ class Account:
         self.log.exit_code = code if self.whole else None
         return ExecResult(
             exit_code=code,
-            stdout=b"".join(run.stdout for run in self.runs),
+            stdout=_OUR_PLACE.sub(b"", b"".join(run.stdout for run in self.runs)),
             stderr=b"".join(run.stderr for run in self.runs),
             duration_seconds=sum(run.duration_seconds for run in self.runs),
             timed_out=any(run.timed_out for run in self.runs),

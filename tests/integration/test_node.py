@@ -232,6 +232,30 @@ TRICKS = {
         },
         Outcome.TAMPERED,
     ),
+    "lets the end look as if it had come": (
+        "test('good', () => {\n"
+        "  setTimeout(() => { process.emit('beforeExit', 0); process.emit('exit', 0); process.reallyExit(0); }, 1);\n"
+        "});\nfor (const x of [1]) setTimeout(() => test('bad', () => { assert.equal(x, 2); }), 10);",
+        Outcome.TAMPERED,
+    ),
+    "loads another module for assertions": (
+        {
+            "src/it.cjs": "const M = require('node:module');\nconst load = M._load;\nM._load = function (r, ...m) { return r === 'node:assert' ? { equal() {} } : load.call(this, r, ...m); };",
+            "a.test.cjs": "require('./src/it.cjs');\nconst { test } = require('node:test');\nconst assert = require('node:assert');\ntest('bad', () => { assert.equal(1, 2); });",
+        },
+        Outcome.TAMPERED,
+    ),
+    "puts another module into the cache": (
+        {
+            "src/it.cjs": "require.cache.assert = { exports: { equal() {} }, loaded: true };",
+            "a.test.cjs": "require('./src/it.cjs');\nconst { test } = require('node:test');\nconst assert = require('assert');\ntest('bad', () => { assert.equal(1, 2); });",
+        },
+        Outcome.FAILED,
+    ),
+    "attaches an inspector": (
+        "import { Session } from 'node:inspector';\ntry { new Session().connect(); } catch {}\n" + PASSES,
+        Outcome.TAMPERED,
+    ),
     "exchanges modules while they load": (
         {
             "src/it.mjs": "import { registerHooks } from 'node:module';\nregisterHooks({});",
@@ -337,6 +361,16 @@ def test_a_test_that_never_ends_runs_out_of_time(settings: WorkerSettings) -> No
 
     assert verdict.outcome is Outcome.TIMEOUT
     assert "it.test.mjs::hangs" in verdict.feedback
+
+
+def test_a_process_that_is_kept_alive_is_told_why(settings: WorkerSettings) -> None:
+    """A server that nobody closes lets all tests pass and none of them count; the model is told what to do."""
+    own = settings.model_copy(update={"ptc_test_timeout": 3.0})
+    opens = "import net from 'node:net';\ntest('opens', () => { net.createServer().listen(0); });"
+    verdict = judged(own, {"it.test.mjs": USES + opens})
+
+    assert verdict.outcome is Outcome.TIMEOUT
+    assert "close servers" in verdict.feedback
 
 
 def test_a_halt_ends_the_run(settings: WorkerSettings) -> None:

@@ -8,6 +8,7 @@
 const assert = require('node:assert');
 const crypto = require('node:crypto');
 const fs = require('node:fs');
+const inspector = require('node:inspector');
 const module_ = require('node:module');
 const runner = require('node:test');
 const { AsyncLocalStorage } = require('node:async_hooks');
@@ -252,16 +253,44 @@ module_.registerHooks({
     return replacing ? { __proto__: null, url: here, format: 'commonjs', shortCircuit: true } : next(specifier, context);
   },
 });
+
+const meddled = (text) => tell({ __proto__: null, event: 'meddled', text });
 for (const name of ['register', 'registerHooks']) {
-  module_[name] = () => {
-    tell({ __proto__: null, event: 'meddled', text: `module.${name} was called, which exchanges modules` });
-  };
+  module_[name] = () => meddled(`module.${name} was called, which exchanges modules`);
+}
+guard(module_, '_load');
+guard(module_, '_resolveFilename');
+guard(module_, '_cache');
+guard(module_.prototype, 'require');
+for (const name of ['assert', 'assert/strict', 'node:assert', 'node:assert/strict', 'node:test']) {
+  defineProperty(module_._cache, name, { value: undefined }); // what stands there is taken for the built-in module
+}
+defineProperty(inspector.Session.prototype, 'connect', {
+  value() {
+    meddled('an inspector was attached to the process that runs the tests');
+    throw new Error('there is no inspector here');
+  },
+});
+
+function guard(owner, name) {
+  const value = owner[name];
+  defineProperty(owner, name, {
+    configurable: false,
+    get: () => value,
+    set: () => meddled(`Module's ${name} was exchanged`),
+  });
 }
 
-const exit = process.exit;
+const { exit, reallyExit } = process;
+let leaving = false;
 process.exit = (...given) => {
+  leaving = true;
   tell({ __proto__: null, event: 'exit_called', text: told(new Error('process.exit was called')) });
   return apply(exit, process, given);
+};
+process.reallyExit = (...given) => {
+  if (!leaving) tell({ __proto__: null, event: 'exit_called', text: told(new Error('process.reallyExit was called')) });
+  return apply(reallyExit, process, given);
 };
 module_.syncBuiltinESMExports();
 
