@@ -218,6 +218,10 @@ TRICKS = {
         },
         Outcome.FAILED,
     ),
+    "blunts the loose assertions": (
+        "import loose from 'node:assert';\ntry { loose.equal = () => {}; } catch {}\ntest('bad', () => { loose.equal(1, 2); });",
+        Outcome.FAILED,
+    ),
     "replaces the runner's functions": (
         {
             "src/it.cjs": "const runner = require('node:test');\nfor (const n of Object.keys(runner)) { try { runner[n] = () => {}; } catch {} }\nrequire.cache[Object.keys(require.cache).find((n) => n.includes('probe'))] .exports = { test: () => {} };",
@@ -277,8 +281,8 @@ TRICKS = {
     "rewrites the next test file": (
         {
             "a.test.mjs": USES
-            + "import fs from 'node:fs';\ntest('a', () => { fs.writeFileSync('b.test.mjs', fs.readFileSync('b.test.mjs', 'utf8').replace('1, 2', '1, 1')); });",
-            "b.test.mjs": USES + FAILS,
+            + "import fs from 'node:fs';\ntest('a', () => { fs.writeFileSync('b.test.ts', fs.readFileSync('b.test.ts', 'utf8').replace('1, 2', '1, 1')); });",
+            "b.test.ts": USES + FAILS,
         },
         Outcome.TAMPERED,
     ),
