@@ -18,7 +18,11 @@ if TYPE_CHECKING:
 OLDEST = (22, 18)
 """The first version that has what the probe needs (`module.registerHooks`) and runs TypeScript as it stands."""
 
-_ASK = "JSON.stringify([process.versions.node, require('node:module').builtinModules])"
+_TRANSFORM = "--experimental-transform-types"
+_ASK = (
+    "JSON.stringify([process.versions.node, require('node:module').builtinModules, "
+    f"process.allowedNodeEnvironmentFlags.has('{_TRANSFORM}')])"
+)
 _ASK_SECONDS = 30
 
 
@@ -38,6 +42,8 @@ class Node:
     """Its version, as `24.1.0`."""
     modules: frozenset[str]
     """What can be imported without any package."""
+    options: tuple[str, ...]
+    """What it is to be started with, so that it runs all of TypeScript that it can."""
 
 
 @once
@@ -87,7 +93,10 @@ def _asked(program: Path, npm: Path | None) -> Node | None:
             timeout=_ASK_SECONDS,
             check=True,
         )
-        version, modules = json.loads(told.stdout)
+        version, modules, transforms = json.loads(told.stdout)
     except (OSError, ValueError, subprocess.SubprocessError):
         return None
-    return Node(program, npm, version, frozenset(modules))
+    options = (_TRANSFORM,) if transforms else ()
+    return Node(
+        program, npm, version, frozenset(modules), ("--disable-warning=ExperimentalWarning", *options)
+    )

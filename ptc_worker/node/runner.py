@@ -61,10 +61,9 @@ def run_node_tests(
         TimeoutError: the time was over before the tests began.
         HaltedError: the work must stop; nothing of it is left behind.
     """
-    tests = node_tests(files)
-    if not tests.files:
-        return _no_tests(files, plan_dependencies), ""
     node = find_node()
+    if not node_tests(files).files:
+        return _no_tests(files, plan_dependencies), ""
     needs = node_needs(plan_dependencies, files, settings.ptc_allowed_dependencies, node.modules)
     if needs.missing:
         return missing_verdict(needs.missing), ""
@@ -145,8 +144,7 @@ def _run_file(box: Sandbox, folder: Path, path: str, seconds: float) -> ExecResu
     return box.exec(
         [
             str(folder / "node" / "bin" / "node"),
-            *("--require", str(probe), "--test-reporter=spec", "--experimental-transform-types"),
-            *("--disable-warning=ExperimentalWarning", path),
+            *("--require", str(probe), "--test-reporter=spec", *find_node().options, path),
         ],
         env={
             "PATH": f"{folder}/node/bin:/usr/bin:/bin",

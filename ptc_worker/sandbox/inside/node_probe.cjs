@@ -242,8 +242,7 @@ if (false) {
   exports.beforeEach = exports.afterEach = exports.mock = exports.run = exports.snapshot = exports.assert = test;
 }
 
-closed(assert);
-closed(assert.strict);
+closed(assert); // with `assert.strict`, one of its functions
 Object.freeze(assert.AssertionError.prototype);
 
 const here = require('node:url').pathToFileURL(__filename).href;
