@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from ptc_contracts.result import CodeArtifact
 
 MAX_CHARS = 40_000
-"""Longest file that is read, and so accepted. The parser takes quadratic time for some texts and keeps every other
-thread waiting: so many quotes in a row take it 0.2 to 1.5 s, a lease has 8 s; a usual file of that length 20 ms."""
+"""Longest file that is read, and so accepted. The parser is slow for some texts and keeps every other thread waiting:
+so many quotes in a row take it 0.4 to 2 s, a lease has 8 s; a usual file of that length takes 20 ms."""
 
 _MAX_ISSUES = 5
 _JAVASCRIPT = {".js", ".mjs", ".cjs", ".jsx"}
@@ -38,6 +38,7 @@ _AHEAD = re.compile(r"\b(accessor\s|import\s+(defer|source)\s|in\s+out\s)|[<,]\s
 
 _SUITES = {"describe", "suite"}
 _TESTS = {"default", "test", "it"}
+_LOADERS = {"require", "import"}
 _FUNCTIONS = {"arrow_function", "function_expression"}
 
 
@@ -177,6 +178,26 @@ def node_tests(files: Sequence[CodeArtifact]) -> NodeTests:
                 found.files[path] = tests
         elif _NAMED_LIKE_TESTS.search(path):
             found.empty.append(path)
+    return found
+
+
+def imported_modules(file: CodeArtifact) -> set[str]:
+    """Name the modules that a file cannot be run without: neither types nor what is tried in a `try`."""
+    if not is_javascript(file.file_path) or len(file.content) > MAX_CHARS:
+        return set()
+    found, waiting = set(), [_tree(file.file_path, file.content.encode(errors="replace"))]
+    while waiting:
+        node = waiting.pop()
+        if node.type in {"import_statement", "export_statement"}:
+            module = _plain_string(node.child_by_field_name("source"))
+            if module and not re.match(r"(im|ex)port\s+type\b", _text(node)):
+                found.add(module)
+        elif node.type == "call_expression" and _text(node.child_by_field_name("function")) in _LOADERS:
+            if (arguments := _arguments(node)) and (module := _plain_string(arguments[0])):
+                found.add(module)
+        elif node.type == "try_statement":
+            continue
+        waiting.extend(node.named_children)
     return found
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ptc_worker.installer import InstallError, passed_on, run_installer
-from ptc_worker.javascript import is_javascript, package_json
+from ptc_worker.javascript import imported_modules, package_json
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Sequence
@@ -23,9 +23,6 @@ _NAME = re.compile(r"(@[a-z0-9~-][a-z0-9._~-]*/)?[a-z0-9~-][a-z0-9._~-]*")
 _RANGE = re.compile(r"[\w.*^~<>=| +-]{0,100}")
 """Versions and tags of a registry; no addresses, folders and aliases."""
 
-_IMPORTS = re.compile(
-    r"""(?:\bfrom|\bimport|\brequire\s*\(|\bimport\s*\()\s*['"]([^'"./#\s][^'"\s]{0,200})['"]"""
-)
 _OPTIONS = ("--ignore-scripts", "--no-audit", "--no-fund", "--no-update-notifier", "--loglevel=error")
 
 
@@ -91,12 +88,9 @@ def _imported(files: Sequence[CodeArtifact]) -> dict[str, str]:
     """Map each package that is imported to the first file that does."""
     found: dict[str, str] = {}
     for file in files:
-        if not is_javascript(file.file_path):
-            continue
-        for specifier in _IMPORTS.findall(file.content):
-            parts = specifier.split("/")
-            name = "/".join(parts[: 2 if specifier.startswith("@") else 1])
-            if ":" not in name and _NAME.fullmatch(name):
+        for module in imported_modules(file):
+            name = "/".join(module.split("/")[: 2 if module.startswith("@") else 1])
+            if _NAME.fullmatch(name):
                 found.setdefault(name, file.file_path)
     return found
 
