@@ -74,11 +74,6 @@ def is_javascript(path: str) -> bool:
     return PurePosixPath(path).suffix.lower() in _JAVASCRIPT | _TYPESCRIPT
 
 
-def is_typescript(path: str) -> bool:
-    """Tell whether a file is TypeScript, by its name."""
-    return PurePosixPath(path).suffix.lower() in _TYPESCRIPT
-
-
 def is_node_project(files: Sequence[CodeArtifact]) -> bool:
     """Tell whether a draft is to be run by Node."""
     return any(file.file_path == "package.json" or is_javascript(file.file_path) for file in files)

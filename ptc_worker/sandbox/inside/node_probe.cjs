@@ -264,6 +264,8 @@ guard(module_.prototype, 'require');
 for (const name of ['assert', 'assert/strict', 'node:assert', 'node:assert/strict', 'node:test']) {
   defineProperty(module_._cache, name, { value: undefined }); // what stands there is taken for the built-in module
 }
+defineProperty(module_._cache, __filename, { value: module, writable: false, configurable: false });
+defineProperty(module, 'exports', { writable: false, configurable: false });
 defineProperty(inspector.Session.prototype, 'connect', {
   value() {
     meddled('an inspector was attached to the process that runs the tests');
