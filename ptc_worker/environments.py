@@ -14,9 +14,10 @@ import stat
 import sys
 import time
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO, Protocol
 
 import structlog
 
@@ -38,13 +39,52 @@ _READY = "ptc-ready"
 """Mark of a whole environment: it holds the bytes that the environment takes, and is touched at each use."""
 
 
+class Addition(Protocol):
+    """What an environment holds beside Python's packages."""
+
+    @property
+    def recipe(self) -> str:
+        """A text that differs where its files do."""
+
+    def add(self, cache_dir: Path, folder: Path, deadline: float, halt: Halt) -> None:
+        """Put it into an environment, its downloads into `cache_dir`.
+
+        Raises:
+            InstallError: it cannot be had; as NoRoomError if the disk is full.
+            TimeoutError: the deadline (of the monotonic clock) has passed.
+            HaltedError: the work must stop.
+        """
+
+
+@dataclass(frozen=True)
+class _Contents:
+    """What one environment holds."""
+
+    requirements: Sequence[str]
+    addition: Addition | None = None
+
+    @property
+    def packages(self) -> list[str]:
+        return sorted({*BASE_REQUIREMENTS, *self.requirements})
+
+    def folder(self, cache_dir: Path) -> Path:
+        recipe = [platform.python_version(), sys.base_prefix, self.packages, _inside_digest()]
+        if self.addition:
+            recipe.append(self.addition.recipe)
+        return cache_dir / "environments" / hashlib.sha256(json.dumps(recipe).encode()).hexdigest()[:24]
+
+
 class CacheDirError(InstallError):
     """`PTC_CACHE_DIR` cannot be used or has no room: neither plan nor draft can mend that."""
 
 
 @contextmanager
 def environment(
-    settings: WorkerSettings, requirements: Sequence[str], timeout: float, halt: Halt
+    settings: WorkerSettings,
+    requirements: Sequence[str],
+    timeout: float,
+    halt: Halt,
+    addition: Addition | None = None,
 ) -> Iterator[Path]:
     """Give the folder of an environment that holds these packages, built if need be; nobody removes it meanwhile.
 
@@ -57,8 +97,9 @@ def environment(
         TimeoutError: installing took longer than `timeout` seconds.
         HaltedError: the work must stop; whoever waits for the same set installs it then.
     """
-    folder = _folder(settings.ptc_cache_dir, requirements)
-    with _in_use(settings, folder, requirements, time.monotonic() + timeout, halt):
+    contents = _Contents(requirements, addition)
+    folder = contents.folder(settings.ptc_cache_dir)
+    with _in_use(settings, folder, contents, time.monotonic() + timeout, halt):
         yield folder
 
 
@@ -87,15 +128,6 @@ def sweep(settings: WorkerSettings) -> None:
     _shrink(settings.ptc_cache_dir, settings.ptc_cache_max_mb * 2**20)
 
 
-def _folder(cache_dir: Path, requirements: Sequence[str]) -> Path:
-    recipe = json.dumps([platform.python_version(), sys.base_prefix, _wanted(requirements), _inside_digest()])
-    return cache_dir / "environments" / hashlib.sha256(recipe.encode()).hexdigest()[:24]
-
-
-def _wanted(requirements: Sequence[str]) -> list[str]:
-    return sorted({*BASE_REQUIREMENTS, *requirements})
-
-
 @cache
 def _inside_digest() -> str:
     sources = sorted(path for path in _INSIDE.rglob("*") if path.is_file() and path.suffix != ".pyc")
@@ -103,7 +135,7 @@ def _inside_digest() -> str:
 
 
 def _in_use(
-    settings: WorkerSettings, folder: Path, requirements: Sequence[str], deadline: float, halt: Halt
+    settings: WorkerSettings, folder: Path, contents: _Contents, deadline: float, halt: Halt
 ) -> BinaryIO:
     """Build what is missing; return the shared lock on what is there."""
     try:
@@ -119,7 +151,7 @@ def _in_use(
             lock.close()
             with _locked(_lock_file(folder), fcntl.LOCK_EX, deadline, halt):
                 if not (folder / _READY).exists():
-                    _build(settings, folder, _wanted(requirements), deadline, halt)
+                    _build(settings, folder, contents, deadline, halt)
     except TimeoutError:
         raise
     except NoRoomError as error:
@@ -128,26 +160,28 @@ def _in_use(
         raise CacheDirError(f"PTC_CACHE_DIR cannot be used: {error}") from error
 
 
-def _build(
-    settings: WorkerSettings, folder: Path, wanted: Sequence[str], deadline: float, halt: Halt
-) -> None:
+def _build(settings: WorkerSettings, folder: Path, contents: _Contents, deadline: float, halt: Halt) -> None:
     """Build an environment; on a full disk once more, after everything that nobody uses has gone."""
     cache_dir = settings.ptc_cache_dir
-    log.info("environment_building", packages=wanted)
+    added = {"addition": contents.addition.recipe} if contents.addition else {}
+    log.info("environment_building", packages=contents.packages, **added)
     try:
-        _build_once(cache_dir, folder, wanted, deadline, halt)
+        _build_once(cache_dir, folder, contents, deadline, halt)
     except NoRoomError as error:
         log.warning("cache_dir_full", reason=str(error))
         _shrink(cache_dir, 0)
-        _build_once(cache_dir, folder, wanted, deadline, halt)
+        _build_once(cache_dir, folder, contents, deadline, halt)
     sweep(settings)
 
 
-def _build_once(cache_dir: Path, folder: Path, wanted: Sequence[str], deadline: float, halt: Halt) -> None:
+def _build_once(cache_dir: Path, folder: Path, contents: _Contents, deadline: float, halt: Halt) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     try:
         with _locked(_lock_file(cache_dir / "uv"), fcntl.LOCK_SH, deadline, halt):
-            install(cache_dir, folder, wanted, deadline, halt)
+            install(cache_dir, folder, contents.packages, deadline, halt)
+        if contents.addition:
+            with _locked(_lock_file(cache_dir / "npm"), fcntl.LOCK_SH, deadline, halt):
+                contents.addition.add(cache_dir, folder, deadline, halt)
         _copy_inside(folder)
         _mark_ready(folder, _opened_to_all(folder))
     except BaseException as error:
@@ -197,15 +231,15 @@ def _shrink(cache_dir: Path, most: int) -> None:
         except OSError:
             _remove(folder, only_leftovers=True)
     size = sum(taken for _, taken, _ in marks)
-    downloads = cache_dir / "uv"
-    if downloads.exists():
-        size += (held := _disk_usage(downloads))
-        if size > most and _remove(downloads):
-            size -= held
+    for downloads in (cache_dir / "uv", cache_dir / "npm"):
+        if downloads.exists():
+            size += (held := _disk_usage(downloads))
+            if size > most and _remove(downloads):
+                size -= held
     for _, taken, folder in sorted(marks):
         if size <= most:
             break
-        if folder != _folder(cache_dir, ()) and _remove(folder):
+        if folder != _Contents(()).folder(cache_dir) and _remove(folder):
             log.info("environment_removed", environment=folder.name, megabytes=taken >> 20)
             size -= taken
 

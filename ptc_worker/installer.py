@@ -1,4 +1,4 @@
-"""Runs uv: packages of the index into a folder, with network, without secrets and never beyond this process's life."""
+"""Runs installers: packages of an index into a folder, with network, without secrets and never beyond this process's life."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from uv import find_uv_bin
 from ptc_worker import leash
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from ptc_worker.halt import Halt
 
 _MAX_REASON = 1500
-_NO_ROOM = re.compile(rf"\(os error ({errno.ENOSPC}|{errno.EDQUOT})\)")
+_NO_ROOM = re.compile(rf"\(os error ({errno.ENOSPC}|{errno.EDQUOT})\)|\b(ENOSPC|EDQUOT)\b")
 
 
 class InstallError(Exception):
@@ -51,9 +51,23 @@ def install(cache_dir: Path, folder: Path, wanted: Sequence[str], deadline: floa
 
 
 def _uv(cache_dir: Path, deadline: float, halt: Halt, *arguments: str) -> None:
-    with subprocess.Popen(  # noqa: S603 the installer we depend on; packages go behind --
-        [sys.executable, "-I", "-S", leash.__file__, str(os.getpid()), find_uv_bin(), *arguments],
-        env=_environment_variables(cache_dir),
+    variables = {"UV_CACHE_DIR": str(cache_dir / "uv"), **passed_on("UV_")}
+    run_installer([find_uv_bin(), *arguments], variables, cache_dir, deadline, halt)
+
+
+def run_installer(
+    command: Sequence[str], variables: Mapping[str, str], cache_dir: Path, deadline: float, halt: Halt
+) -> None:
+    """Run a program that downloads packages, with `cache_dir` for its home, and with these variables.
+
+    Raises:
+        InstallError: it fails; as NoRoomError if the disk is full.
+        TimeoutError: the deadline (of the monotonic clock) has passed.
+        HaltedError: the work must stop; the program has ended.
+    """
+    with subprocess.Popen(  # noqa: S603 the installers we depend on; packages go behind --
+        [sys.executable, "-I", "-S", leash.__file__, str(os.getpid()), *command],
+        env={"PATH": os.defpath, "HOME": str(cache_dir), "NO_COLOR": "1", **variables},
         cwd=cache_dir,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
@@ -70,23 +84,16 @@ def _uv(cache_dir: Path, deadline: float, halt: Halt, *arguments: str) -> None:
             _kill(process)
     if process.returncode != 0:
         kind = NoRoomError if _NO_ROOM.search(reason) else InstallError
-        raise kind(reason.strip()[-_MAX_REASON:] or f"uv ended with {process.returncode}")
+        raise kind(reason.strip()[-_MAX_REASON:] or f"{command[0]} ended with {process.returncode}")
 
 
-def _environment_variables(cache_dir: Path) -> dict[str, str]:
-    """Choose what uv may know: its own variables, proxies and certificates, none of ours."""
-    passed = {
+def passed_on(*prefixes: str) -> dict[str, str]:
+    """Choose what an installer may know of our environment: its own variables, proxies and certificates."""
+    return {
         name: value
         for name, value in os.environ.items()
-        if name.startswith(("UV_", "SSL_CERT_"))
+        if name.startswith((*prefixes, "SSL_CERT_"))
         or name.lower() in {"http_proxy", "https_proxy", "no_proxy", "all_proxy"}
-    }
-    return {
-        "PATH": os.defpath,
-        "HOME": str(cache_dir),
-        "UV_CACHE_DIR": str(cache_dir / "uv"),
-        "NO_COLOR": "1",
-        **passed,
     }
 
 

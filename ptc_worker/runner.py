@@ -64,7 +64,7 @@ def run_tests(
     deadline = time.monotonic() + seconds
     with (
         environment(settings, requirements, seconds, halt) as folder,
-        _slot(settings.ptc_sandbox_concurrency, deadline, halt),
+        slot(settings.ptc_sandbox_concurrency, deadline, halt),
     ):
         for attempt in range(1, _SANDBOX_TRIES + 1):
             left = deadline - time.monotonic()
@@ -197,7 +197,7 @@ def _entry_points(folder: Path) -> tuple[str, ...]:
 
 
 @contextmanager
-def _slot(number: int, deadline: float, halt: Halt) -> Iterator[None]:
+def slot(number: int, deadline: float, halt: Halt) -> Iterator[None]:
     """Bound the sandboxes of this process: tests want a core each, model calls do not."""
     halt.check()
     while not _slots(number).acquire(timeout=max(0.0, min(_LOOK_SECONDS, deadline - time.monotonic()))):

@@ -1,0 +1,171 @@
+"""Runs a project's tests with Node's own test runner in a sandbox: each test file in a process of its own."""
+
+from __future__ import annotations
+
+import re
+import secrets
+import time
+from typing import TYPE_CHECKING
+
+import structlog
+
+from ptc_contracts.verdicts import Outcome, Verdict
+from ptc_worker.dependencies import missing_verdict
+from ptc_worker.environments import environment
+from ptc_worker.javascript import NodeTests, is_javascript, node_tests, runner_script
+from ptc_worker.node.events import Account, NodeLog
+from ptc_worker.node.installed import NodeMissingError, find_node
+from ptc_worker.node.packages import NodeAddition, node_needs
+from ptc_worker.runner import slot
+from ptc_worker.sandbox import open_sandbox
+from ptc_worker.sandbox.protocol import ExecResult, IsolationRefusedError, SandboxError
+from ptc_worker.verdict import judge
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from ptc_contracts import CodeArtifact
+    from ptc_worker.halt import Halt
+    from ptc_worker.sandbox.protocol import Sandbox
+    from ptc_worker.settings import WorkerSettings
+
+log = structlog.get_logger(__name__)
+
+_SANDBOX_TRIES = 2
+_OTHERS = re.compile(r"\b(vitest|jest|mocha|ava|jasmine|tap|karma|playwright|cypress|bun|deno)\b")
+"""Test runners that are not supported."""
+
+_USE_NODES = (
+    "No test can be run. Only Node's own test runner is available: import `test` from 'node:test' and `assert` from "
+    "'node:assert/strict' in files named *.test.js (.mjs, .cjs, .ts), and let package.json say "
+    '{"scripts": {"test": "node --test"}}.'
+)
+
+
+def run_node_tests(
+    settings: WorkerSettings,
+    files: Sequence[CodeArtifact],
+    seconds: float,
+    halt: Halt,
+    plan_dependencies: Sequence[str] = (),
+) -> tuple[Verdict, str]:
+    """Run a project's JavaScript and TypeScript tests for at most so many seconds; return verdict and isolation.
+
+    The isolation is empty where nothing was run. A sandbox that fails is replaced once.
+
+    Raises:
+        NodeMissingError: they cannot be run here: there is no Node, or the plan asks for another runner.
+        InstallError: the packages cannot be installed.
+        SandboxError: no sandbox can be had.
+        TimeoutError: the time was over before the tests began.
+        HaltedError: the work must stop; nothing of it is left behind.
+    """
+    node = find_node()
+    if not node_tests(files).files:
+        return _no_tests(files, plan_dependencies), ""
+    needs = node_needs(plan_dependencies, files, settings.ptc_allowed_dependencies, node.modules)
+    if needs.missing:
+        return missing_verdict(needs.missing), ""
+    deadline = time.monotonic() + seconds
+    with (
+        environment(settings, (), seconds, halt, NodeAddition(node, needs.packages)) as folder,
+        slot(settings.ptc_sandbox_concurrency, deadline, halt),
+    ):
+        for attempt in range(1, _SANDBOX_TRIES + 1):
+            left = deadline - time.monotonic()
+            if left <= 0:
+                raise TimeoutError("no time was left for the tests")
+            try:
+                return _run_once(settings, files, folder, min(left, settings.ptc_test_timeout), halt)
+            except IsolationRefusedError:
+                raise
+            except SandboxError as error:
+                halt.check()
+                log.warning("sandbox_failed", attempt=attempt, error=str(error))
+                if attempt == _SANDBOX_TRIES:
+                    raise
+    raise AssertionError("the loop returns or raises")  # pragma: no cover
+
+
+def _no_tests(files: Sequence[CodeArtifact], plan_dependencies: Sequence[str]) -> Verdict:
+    """Send a draft back whose tests are for another runner, unless its plan asks for that one."""
+    asked = {found for name in plan_dependencies for found in _OTHERS.findall(name.lower())}
+    if asked:
+        raise NodeMissingError(
+            f"the plan asks for {', '.join(sorted(asked))}: only Node's own test runner (node --test) is supported"
+        )
+    texts = [runner_script(files), *(file.content for file in files if is_javascript(file.file_path))]
+    found = sorted({name for text in texts for name in _OTHERS.findall(text)})
+    told = f" ({', '.join(found)} is not.)" if found else ""
+    return Verdict(outcome=Outcome.NO_TESTS, feedback=_USE_NODES + told)
+
+
+def _run_once(
+    settings: WorkerSettings,
+    files: Sequence[CodeArtifact],
+    folder: Path,
+    seconds: float,
+    halt: Halt,
+) -> tuple[Verdict, str]:
+    deadline, tests = time.monotonic() + seconds, node_tests(files)
+    with open_sandbox(settings, folder) as box, halt.calling(box.stop):
+        box.write({f"project/{file.file_path}": file.content.encode(errors="replace") for file in files})
+        box.write({"home/.keep": b"", "tmp/.keep": b""})
+        _link_packages(box, folder)
+        account = Account(f"{box.root}/project")
+        for path in sorted(tests.files):
+            left = deadline - time.monotonic()
+            key = secrets.token_bytes(32)
+            box.write({"ptc/key": key})
+            ran = _run_file(box, folder, path, max(left, 0.1))
+            account.take(path, ran, NodeLog.parse(ran.events, key), tests.files[path])
+            _look_after(box, files, tests, account)
+            if ran.timed_out or ran.out_of_memory or ran.output_limited:
+                break
+        for path in tests.empty:
+            account.take_empty(path)
+        told = "node --test " + " ".join(sorted(tests.files))
+        verdict = judge(account.whole_run(), account.log, told, account.expected)
+        log.info("node_tests_ran", outcome=verdict.outcome.value, files=len(account.runs))
+        return verdict, box.isolation
+
+
+def _link_packages(box: Sandbox, folder: Path) -> None:
+    """Let the project find its packages where Node looks for them: in a folder above."""
+    if (modules := folder / "node" / "node_modules").exists():
+        command = ["/bin/ln", "-s", str(modules), "../node_modules"]
+        box.exec(command, env={}, cwd="project", timeout=10)
+
+
+def _run_file(box: Sandbox, folder: Path, path: str, seconds: float) -> ExecResult:
+    (site_packages,) = folder.glob("lib/python*/site-packages")
+    probe = site_packages / "ptc_inside" / "node_probe.cjs"
+    return box.exec(
+        [
+            str(folder / "node" / "bin" / "node"),
+            *("--require", str(probe), "--test-reporter=spec", *find_node().options, path),
+        ],
+        env={
+            "PATH": f"{folder}/node/bin:/usr/bin:/bin",
+            "HOME": f"{box.root}/home",
+            "TMPDIR": f"{box.root}/tmp",  # noqa: S108 its own
+            "USER": "sandbox",
+            "LANG": "C.UTF-8",
+            "NODE_ENV": "test",
+            "NO_COLOR": "1",
+            "OPENSSL_CONF": "/dev/null",  # the system's cannot be read everywhere, and Node ends without
+            "PTC_KEY": f"{box.root}/ptc/key",
+        },
+        cwd="project",
+        timeout=seconds,
+    )
+
+
+def _look_after(box: Sandbox, files: Sequence[CodeArtifact], tests: NodeTests, account: Account) -> None:
+    """Find test files that the one that ran has changed: they are yet to run, or have run already."""
+    for file in files:
+        if file.file_path in tests.files:
+            content = file.content.encode(errors="replace")
+            if box.read(f"project/{file.file_path}", len(content) + 1) != content:
+                account.log.meddling.append(f"{file.file_path} was changed while the tests ran")
