@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from ptc_contracts.paths import untidy_reason
 from ptc_contracts.verdicts import GateIssue, GateStage, Outcome, Severity, Verdict
+from ptc_worker import javascript
 from ptc_worker.dependencies import needs_of, own_imports
 from ptc_worker.filetypes import artifact, is_pytest_file, is_test, language
 from ptc_worker.modules import Modules
@@ -46,10 +47,12 @@ def examine(
 
     The plan's tests count as files of the project. `allowed` are the packages that may be installed, None for all.
     """
+    own = [file for file in files if file.file_path not in plan.test_files]
     together = _with_given(files, plan.test_files)
     modules = Modules(together)
     return [
-        *(i for file in files if file.file_path not in plan.test_files for i in syntax_issues(file)),
+        *(issue for file in own for issue in syntax_issues(file)),
+        *javascript.syntax_issues(own),
         *_missing_tests(plan, together),
         *_missing_files(plan, together),
         *_unresolved_imports(plan, together, modules),
@@ -93,10 +96,14 @@ def _with_given(files: Sequence[CodeArtifact], given: Mapping[str, str]) -> list
 
 
 def _missing_tests(plan: PTCExecutionPlan, files: Sequence[CodeArtifact]) -> Iterator[GateIssue]:
-    python = any(language(file.file_path) == "python" for file in files)
-    others = any(is_test(file.file_path) and language(file.file_path) != "python" for file in files)
-    if plan.enable_testing and python and not others and not has_python_tests(files):
+    if not plan.enable_testing or any(is_test(file.file_path) for file in files) or has_python_tests(files):
+        return
+    told = None
+    if any(language(file.file_path) == "python" for file in files):
         told = "there is no test file named test_*.py"
+    elif javascript.is_node_project(files):
+        told = "there is no test file named *.test.js or *.test.ts"
+    if told:
         yield GateIssue(file="tests/", code="no-tests", message=told, stage=GateStage.INTEGRATION)
 
 

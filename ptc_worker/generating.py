@@ -14,6 +14,7 @@ from ptc_worker.app import redactor, settings
 from ptc_worker.asking import answer_to
 from ptc_worker.drafting import joined, next_request, read
 from ptc_worker.gate import examine, has_errors, has_python_tests, red_verdict
+from ptc_worker.javascript import has_node_tests
 from ptc_worker.linter import lint
 from ptc_worker.llm.calls import NoAnswerError, OverBudgetError
 from ptc_worker.llm.prices import REPLAY_PREFIX
@@ -72,7 +73,8 @@ def _judged_unrun(run: Run, progress: Progress, answer: ParsedAnswer) -> Step:
         log.info("draft_unchanged")
         return examined(run, progress, progress.best.verdict, files)
     issues = examine(plan, files, settings().ptc_allowed_dependencies)
-    issues += [] if has_errors(issues, GateStage.SYNTACTIC) else lint(files)
+    if not has_errors(issues, GateStage.SYNTACTIC):
+        issues += lint([file for file in files if file.file_path not in plan.test_files])
     if has_errors(issues):
         log.info("draft_refused", issues=len(issues), files=len(files))
         return examined(run, progress, red_verdict(issues), files)
@@ -80,8 +82,8 @@ def _judged_unrun(run: Run, progress: Progress, answer: ParsedAnswer) -> Step:
     progress = progress.model_copy(update={"draft": files, "noticed": issues})
     if not plan.enable_testing:
         return progress, End(status=ExecutionStatus.SUCCESS, reason=StopReason.NOT_TESTED)
-    if not has_python_tests(files):
-        why = "this project's tests cannot be run here: only pytest is supported"
+    if not has_python_tests(files) and not has_node_tests(files):
+        why = "this project's tests cannot be run here: only pytest and Node's own test runner are supported"
         return progress, spent(progress, StopReason.UNSUPPORTED, why)
     return with_tests_frozen(plan, progress, files), Stage.SANDBOX
 

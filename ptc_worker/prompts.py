@@ -49,8 +49,9 @@ the whole content of the file, verbatim
 What a project needs:
 - Python unless the plan asks for another language. Code works with the packages that the plan names and the \
 standard library alone.
-- Tests are part of the answer: in Python, pytest files named tests/test_*.py. They check every requirement, need no \
-network and end in seconds. The project's root and its src folder are on the import path.
+- Tests are part of the answer: in Python, pytest files named tests/test_*.py, with the project's root and its src \
+folder on the import path; in JavaScript and TypeScript, files named *.test.js or *.test.ts for Node's own runner \
+(node:test, node:assert/strict). They check every requirement, need no network and end in seconds.
 - Every file that the plan lists.
 - No secrets, no absolute paths, no reliance on the machine it runs on.
 

@@ -5,9 +5,7 @@ from __future__ import annotations
 import json
 import secrets
 import shlex
-import threading
 import time
-from contextlib import contextmanager
 from functools import cache
 from importlib.metadata import distributions
 from typing import TYPE_CHECKING
@@ -19,13 +17,13 @@ from ptc_contracts.paths import clashes_among
 from ptc_worker.environments import environment
 from ptc_worker.expected import expected_of
 from ptc_worker.filetypes import artifact
-from ptc_worker.once import once
 from ptc_worker.sandbox import open_sandbox
-from ptc_worker.sandbox.protocol import IsolationRefusedError, SandboxError
+from ptc_worker.sandbox.protocol import SandboxError
+from ptc_worker.slots import in_a_slot
 from ptc_worker.verdict import EventLog, judge
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from ptc_contracts import CodeArtifact
@@ -37,8 +35,6 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 PLUGIN = "ptc_inside.pytest_report"
-_SANDBOX_TRIES = 2
-_LOOK_SECONDS = 0.2
 
 
 def run_tests(
@@ -62,25 +58,13 @@ def run_tests(
         HaltedError: the work must stop; nothing of it is left behind.
     """
     deadline = time.monotonic() + seconds
-    with (
-        environment(settings, requirements, seconds, halt) as folder,
-        slot(settings.ptc_sandbox_concurrency, deadline, halt),
-    ):
-        for attempt in range(1, _SANDBOX_TRIES + 1):
-            left = deadline - time.monotonic()
-            if left <= 0:
-                raise TimeoutError("no time was left for the tests")
-            try:
-                project = _Project(files, given or {})
-                return _run_once(settings, project, folder, min(left, settings.ptc_test_timeout), halt)
-            except IsolationRefusedError:
-                raise
-            except SandboxError as error:
-                halt.check()
-                log.warning("sandbox_failed", attempt=attempt, error=str(error))
-                if attempt == _SANDBOX_TRIES:
-                    raise
-    raise AssertionError("the loop returns or raises")  # pragma: no cover
+    project = _Project(files, given or {})
+    with environment(settings, requirements, seconds, halt) as folder:
+
+        def run(left: float) -> tuple[Verdict, str]:
+            return _run_once(settings, project, folder, left, halt)
+
+        return in_a_slot(settings, deadline, halt, run)
 
 
 def with_given(files: Sequence[CodeArtifact], given: Mapping[str, str]) -> list[CodeArtifact]:
@@ -194,22 +178,3 @@ def _entry_points(folder: Path) -> tuple[str, ...]:
         if (name := canonicalize_name(distribution.name)).startswith("pytest-") or name == "anyio"
         for point in distribution.entry_points.select(group="pytest11")
     )
-
-
-@contextmanager
-def slot(number: int, deadline: float, halt: Halt) -> Iterator[None]:
-    """Bound the sandboxes of this process: tests want a core each, model calls do not."""
-    halt.check()
-    while not _slots(number).acquire(timeout=max(0.0, min(_LOOK_SECONDS, deadline - time.monotonic()))):
-        halt.check()
-        if time.monotonic() >= deadline:
-            raise TimeoutError("no sandbox was free in time")
-    try:
-        yield
-    finally:
-        _slots(number).release()
-
-
-@once
-def _slots(number: int) -> threading.BoundedSemaphore:
-    return threading.BoundedSemaphore(number)

@@ -5,17 +5,30 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ptc_contracts.progress import StopReason
+from ptc_contracts.verdicts import Outcome, Verdict
 from ptc_worker.app import settings
 from ptc_worker.dependencies import missing_verdict, needs_of
 from ptc_worker.environments import CacheDirError
+from ptc_worker.gate import has_python_tests
 from ptc_worker.installer import InstallError
+from ptc_worker.javascript import has_node_tests
+from ptc_worker.node.installed import NodeMissingError
+from ptc_worker.node.runner import run_node_tests
 from ptc_worker.refinement import spent
 from ptc_worker.runner import run_tests
 from ptc_worker.steps import examined
+from ptc_worker.verdict import both
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from ptc_contracts import CodeArtifact
+    from ptc_worker.dependencies import Needs
     from ptc_worker.leases import Hold
     from ptc_worker.steps import Step
+
+Ran = tuple[Verdict, str]
+"""What became of tests, and what isolated them; nothing did where they could not be run."""
 
 
 def run_draft(hold: Hold) -> Step:
@@ -25,26 +38,58 @@ def run_draft(hold: Hold) -> Step:
         SandboxError: no sandbox can be had.
         TimeoutError: the run's time was over before the tests began.
     """
-    run = hold.run
-    files = run.progress.draft or []
+    run, files = hold.run, hold.run.progress.draft or []
     needs = needs_of(run.plan.scaffolding.dependencies, files, settings().ptc_allowed_dependencies)
-    progress = run.progress.noting(needs.warnings)
-    if needs.unknown:
-        return examined(run, progress, missing_verdict(needs.unknown), files)
+    progress = run.progress.noting(needs.warnings if has_python_tests(files) else ())
     try:
-        verdict, isolation = run_tests(
-            settings(), files, needs.requirements, run.time_left(), hold.halt, given=run.plan.test_files
-        )
-    except InstallError as error:
-        if not needs.drafted or isinstance(error, CacheDirError):  # no model can mend that
-            return progress, spent(progress, StopReason.NOT_RUN, str(error))
-        return examined(run, progress, missing_verdict([str(error)]), files)
-    progress = progress.noting(_isolation_warnings(isolation), isolation=isolation)
+        verdict, isolation = _all_tests(hold, files, needs)
+    except NodeMissingError as error:
+        return progress, spent(progress, StopReason.UNSUPPORTED, str(error))
+    except InstallError as error:  # no model can mend that
+        return progress, spent(progress, StopReason.NOT_RUN, str(error))
+    if isolation:
+        progress = progress.noting([_UNISOLATED] if isolation == "none" else [], isolation=isolation)
     return examined(run, progress, verdict, files)
 
 
-def _isolation_warnings(isolation: str) -> list[str]:
-    return [_UNISOLATED] if isolation == "none" else []
+def _all_tests(hold: Hold, files: Sequence[CodeArtifact], needs: Needs) -> Ran:
+    """Run what pytest collects, then, unless that is red, what Node's test runner does."""
+    if not has_python_tests(files):
+        return _node(hold, files)
+    verdict, isolation = _pytest(hold, files, needs)
+    if verdict.outcome is not Outcome.PASSED or not has_node_tests(files):
+        return verdict, isolation
+    second, isolation = _node(hold, files)
+    return both(verdict, second), isolation
+
+
+def _pytest(hold: Hold, files: Sequence[CodeArtifact], needs: Needs) -> Ran:
+    if needs.unknown:
+        return missing_verdict(needs.unknown), ""
+    try:
+        return run_tests(
+            settings(),
+            files,
+            needs.requirements,
+            hold.run.time_left(),
+            hold.halt,
+            given=hold.run.plan.test_files,
+        )
+    except InstallError as error:
+        if not needs.drafted or isinstance(error, CacheDirError):
+            raise
+        return missing_verdict([str(error)]), ""
+
+
+def _node(hold: Hold, files: Sequence[CodeArtifact]) -> Ran:
+    try:
+        return run_node_tests(
+            settings(), files, hold.run.time_left(), hold.halt, hold.run.plan.scaffolding.dependencies
+        )
+    except CacheDirError:
+        raise
+    except InstallError as error:  # the versions are the draft's
+        return missing_verdict([str(error)]), ""
 
 
 _UNISOLATED = (

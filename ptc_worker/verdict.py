@@ -162,6 +162,25 @@ def judge(
     )
 
 
+def both(first: Verdict, second: Verdict) -> Verdict:
+    """Put the verdicts of two test runners on one draft together, of which the first is green."""
+    if first.test_results is None or second.test_results is None:
+        return second
+    one, other = first.test_results, second.test_results
+    results = TestResult(
+        test_command=f"{one.test_command} && {other.test_command}",
+        exit_code=other.exit_code,
+        stdout=shortened(f"{one.stdout}{other.stdout}", KEPT_STREAM_CHARS),
+        stderr=shortened(f"{one.stderr}{other.stderr}", KEPT_STREAM_CHARS),
+        tests_passed=one.tests_passed + other.tests_passed,
+        tests_failed=one.tests_failed + other.tests_failed,
+        duration_seconds=one.duration_seconds + other.duration_seconds,
+    )
+    tests = [*first.tests, *second.tests][:KEPT_TESTS]
+    counts = dict(Counter(first.counts) + Counter(second.counts))
+    return second.model_copy(update={"test_results": results, "tests": tests, "counts": counts})
+
+
 class _Facts:
     """What one run shows, put together."""
 

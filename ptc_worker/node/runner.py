@@ -12,13 +12,13 @@ import structlog
 from ptc_contracts.verdicts import Outcome, Verdict
 from ptc_worker.dependencies import missing_verdict
 from ptc_worker.environments import environment
+from ptc_worker.failures import signature_of
 from ptc_worker.javascript import NodeTests, is_javascript, node_tests, runner_script
 from ptc_worker.node.events import Account, NodeLog
 from ptc_worker.node.installed import NodeMissingError, find_node
 from ptc_worker.node.packages import NodeAddition, node_needs
-from ptc_worker.runner import slot
 from ptc_worker.sandbox import open_sandbox
-from ptc_worker.sandbox.protocol import ExecResult, IsolationRefusedError, SandboxError
+from ptc_worker.slots import in_a_slot
 from ptc_worker.verdict import judge
 
 if TYPE_CHECKING:
@@ -27,12 +27,11 @@ if TYPE_CHECKING:
 
     from ptc_contracts import CodeArtifact
     from ptc_worker.halt import Halt
-    from ptc_worker.sandbox.protocol import Sandbox
+    from ptc_worker.sandbox.protocol import ExecResult, Sandbox
     from ptc_worker.settings import WorkerSettings
 
 log = structlog.get_logger(__name__)
 
-_SANDBOX_TRIES = 2
 _OTHERS = re.compile(r"\b(vitest|jest|mocha|ava|jasmine|tap|karma|playwright|cypress|bun|deno)\b")
 """Test runners that are not supported."""
 
@@ -68,24 +67,12 @@ def run_node_tests(
     if needs.missing:
         return missing_verdict(needs.missing), ""
     deadline = time.monotonic() + seconds
-    with (
-        environment(settings, (), seconds, halt, NodeAddition(node, needs.packages)) as folder,
-        slot(settings.ptc_sandbox_concurrency, deadline, halt),
-    ):
-        for attempt in range(1, _SANDBOX_TRIES + 1):
-            left = deadline - time.monotonic()
-            if left <= 0:
-                raise TimeoutError("no time was left for the tests")
-            try:
-                return _run_once(settings, files, folder, min(left, settings.ptc_test_timeout), halt)
-            except IsolationRefusedError:
-                raise
-            except SandboxError as error:
-                halt.check()
-                log.warning("sandbox_failed", attempt=attempt, error=str(error))
-                if attempt == _SANDBOX_TRIES:
-                    raise
-    raise AssertionError("the loop returns or raises")  # pragma: no cover
+    with environment(settings, (), seconds, halt, NodeAddition(node, needs.packages)) as folder:
+
+        def run(left: float) -> tuple[Verdict, str]:
+            return _run_once(settings, files, folder, left, halt)
+
+        return in_a_slot(settings, deadline, halt, run)
 
 
 def _no_tests(files: Sequence[CodeArtifact], plan_dependencies: Sequence[str]) -> Verdict:
@@ -98,7 +85,11 @@ def _no_tests(files: Sequence[CodeArtifact], plan_dependencies: Sequence[str]) -
     texts = [runner_script(files), *(file.content for file in files if is_javascript(file.file_path))]
     found = sorted({name for text in texts for name in _OTHERS.findall(text)})
     told = f" ({', '.join(found)} is not.)" if found else ""
-    return Verdict(outcome=Outcome.NO_TESTS, feedback=_USE_NODES + told)
+    return Verdict(
+        outcome=Outcome.NO_TESTS,
+        feedback=_USE_NODES + told,
+        signature=signature_of(Outcome.NO_TESTS, found),
+    )
 
 
 def _run_once(
