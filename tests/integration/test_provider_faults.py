@@ -5,38 +5,33 @@ from __future__ import annotations
 import asyncio
 import json
 import pickle
-import threading
 import time
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING
 
 import anthropic
 import openai
 import pytest
-import stamina
+from models import FAKE_KEY as KEY
+from models import MESSAGE_START, MODEL, chunk, chunks, events, opened, requests_of, serving
 from support import answer_with, make_plan, replaying
 
 from ptc_contracts import LLMProvider
 from ptc_contracts.progress import Progress
-from ptc_worker.llm import open_provider
 from ptc_worker.llm.calls import Answer, Caller, NoAnswerError
 from ptc_worker.llm.errors import ModelError, TransientError, UnavailableError, UnsendableError
 from ptc_worker.llm.patience import ATTEMPTS
 from ptc_worker.llm.protocol import CHARS_PER_TOKEN, Message, Prompt, Tally
 from ptc_worker.llm.replay.faults import Fault
 from ptc_worker.prompts import build_prompt
-from ptc_worker.settings import ProviderSettings
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import Iterator
 
     from ptc_contracts.bill import ModelCall
-    from ptc_worker.llm.protocol import Provider, Reply
+    from ptc_worker.llm.protocol import Reply
     from ptc_worker.llm.replay.server import ReplayServer
 
-KEY = "test-key-for-faults"
-MODEL = "model-1"
 PLAN = make_plan("Add two numbers")
 ANSWER = answer_with(
     src__add_py="def add(a: int, b: int) -> int:\n    return a + b\n",
@@ -97,27 +92,6 @@ def fallback() -> Iterator[ReplayServer]:
         yield running
 
 
-@pytest.fixture
-def _no_waiting() -> Iterator[None]:
-    """Keep every decision about retries, and leave out the sleep between two."""
-    with stamina.set_testing(testing=True, attempts=ATTEMPTS, cap=True):
-        yield
-
-
-@asynccontextmanager
-async def opened(
-    name: LLMProvider, url: str, *, key: str = KEY, model: str = MODEL
-) -> AsyncIterator[Provider]:
-    """Open a provider for the time of the block."""
-    base_url = url if name is LLMProvider.CLAUDE else f"{url}/v1"
-    settings = ProviderSettings(name=name.value, model=model, base_url=base_url, api_key=key)
-    provider = open_provider(name, settings, 1000)
-    try:
-        yield provider
-    finally:
-        await provider.close()
-
-
 def ask_once(
     name: LLMProvider, url: str, *, key: str = KEY, prompt: Prompt = PROMPT
 ) -> tuple[Reply | ModelError, Tally]:
@@ -125,7 +99,7 @@ def ask_once(
 
     async def ask() -> tuple[Reply | ModelError, Tally]:
         tally = Tally(model=MODEL)
-        async with opened(name, url, key=key) as provider:
+        async with opened(name, url, api_key=key) as provider:
             try:
                 return await provider.ask(prompt, tally, 1000), tally
             except ModelError as error:
@@ -159,79 +133,6 @@ def call(
 
     caller = Caller(iteration=1, deadline=0)
     return asyncio.run(ask()), caller.calls
-
-
-def requests_of(server: ReplayServer) -> int:
-    """Count the requests that a server took."""
-    stats = server.stats()
-    return int(stats["calls"] + stats["faults"])
-
-
-@contextmanager
-def serving(
-    body: bytes, *, status: int = 200, kind: str = "text/event-stream", headers: dict[str, str] | None = None
-) -> Iterator[str]:
-    """Answer every request with these bytes; yield the address."""
-
-    class Fixed(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            self.rfile.read(int(self.headers["content-length"]))
-            self.send_response(status)
-            for name, value in {"content-type": kind, **(headers or {})}.items():
-                self.send_header(name, value)
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, format: str, *args: object) -> None:  # noqa: A002 as http.server has it
-            """Stay quiet."""
-
-    http = ThreadingHTTPServer(("127.0.0.1", 0), Fixed)
-    http.daemon_threads = True
-    thread = threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{http.server_address[1]}"
-    finally:
-        http.shutdown()
-        http.server_close()
-        thread.join()
-
-
-def chunks(*payloads: object, done: bool = True) -> bytes:
-    """Write a stream of `/chat/completions`."""
-    lines = [json.dumps(payload) for payload in payloads] + (["[DONE]"] if done else [])
-    return "".join(f"data: {line}\n\n" for line in lines).encode()
-
-
-def chunk(model: str = MODEL, **choice: object) -> dict[str, object]:
-    """Make a chunk with one choice."""
-    frame = {"id": "c", "object": "chat.completion.chunk", "created": 1, "model": model}
-    return {**frame, "choices": [{"index": 0, "delta": {}, "finish_reason": None, **choice}]}
-
-
-def events(*payloads: dict[str, object]) -> bytes:
-    """Write a stream of `/v1/messages`."""
-    return "".join(f"event: {p['type']}\ndata: {json.dumps(p)}\n\n" for p in payloads).encode()
-
-
-MESSAGE_START: dict[str, object] = {
-    "type": "message_start",
-    "message": {
-        "id": "m",
-        "type": "message",
-        "role": "assistant",
-        "model": MODEL,
-        "content": [],
-        "stop_reason": None,
-        "stop_sequence": None,
-        "usage": {
-            "input_tokens": 10,
-            "cache_read_input_tokens": 200,
-            "cache_creation_input_tokens": 30,
-            "output_tokens": 1,
-        },
-    },
-}
 
 
 @pytest.mark.parametrize("name", NAMES)
