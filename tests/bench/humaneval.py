@@ -1,6 +1,6 @@
 """Feeds the 164 problems of HumanEval through `submit_plan`: first a broken, then the canonical solution.
 
-Run as `.venv/bin/python tests/bench/humaneval.py [--workers N] [--latency SECONDS]`. It needs the data file
+Run as `.venv/bin/python tests/bench/humaneval.py [--workers N] [--latency SECONDS] [--fault-rate SHARE]`. It needs the data file
 (`--data`, by default `../shared/data/HumanEval.jsonl.gz`) and says so where it is missing. Everything but the
 model is real: queue, workers, SDKs, sandbox, pytest. The floor, measured in the same run, is plain `python -m
 pytest` of the same projects in the same environment, as many at a time as there are cores. Prints JSON.
@@ -27,6 +27,7 @@ from cluster import cluster_in
 from support import make_plan
 
 from ptc_contracts.keys import content_id
+from ptc_worker.llm.replay.faults import FaultPlan
 from ptc_worker.parsing import parse_answer
 
 if TYPE_CHECKING:
@@ -76,6 +77,10 @@ def main() -> int:
     parser.add_argument("--data", type=Path, default=DATA)
     parser.add_argument("--workers", type=int, default=1, help="workers that serve both queues")
     parser.add_argument("--latency", type=float, default=0.0, help="seconds that each model call takes")
+    parser.add_argument(
+        "--fault-rate", type=float, default=0.0, help="share of model calls that fail, 0 to 1"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="seed of the faults")
     options = parser.parse_args()
     if not options.data.exists():
         print(f"skipped: {options.data} is not there", file=sys.stderr)
@@ -89,6 +94,7 @@ def main() -> int:
         for _ in range(options.workers):
             cluster.start_worker(environment={**cluster.environment, "PTC_LOG_LEVEL": "warning"})
         cluster.run(recordings[0][1])  # what happens once per worker: vendor imports, the base environment
+        cluster.replay.faults = FaultPlan(rate=options.fault_rate, seed=options.seed)
         calls_before = cluster.replay.stats()["calls"]
         started = time.monotonic()
         with ThreadPoolExecutor(32) as pool:
@@ -112,6 +118,9 @@ def main() -> int:
             "floor_seconds": round(floor, 1),
             "ratio_to_floor": round(wall / floor, 2),
             "model_calls": cluster.replay.stats()["calls"] - calls_before,
+            "model_calls_with_faults": cluster.replay.stats()["faults"],
+            "billed_calls_above_two_a_plan": sum(u.api_calls for r in results for u in r.llm_usage)
+            - 2 * len(results),
         }
         print(json.dumps(facts))
         return 0 if good == len(results) else 1

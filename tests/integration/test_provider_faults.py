@@ -21,7 +21,7 @@ from ptc_contracts.progress import Progress
 from ptc_worker.llm.budget import Budget
 from ptc_worker.llm.calls import Answer, BusyError, Caller, NoAnswerError, OverBudgetError
 from ptc_worker.llm.errors import ModelError, TransientError, UnavailableError, UnsendableError
-from ptc_worker.llm.patience import ATTEMPTS
+from ptc_worker.llm.patience import ATTEMPTS, COME_BACK_SECONDS
 from ptc_worker.llm.protocol import CHARS_PER_TOKEN, Message, Prompt, Tally
 from ptc_worker.llm.replay.faults import Fault
 from ptc_worker.prompts import build_prompt
@@ -539,6 +539,20 @@ def test_a_wait_that_fits_before_the_deadline_is_told_where_nobody_else_can_be_a
 
     assert isinstance(outcome, BusyError)
     assert outcome.seconds == 3600
+
+
+@pytest.mark.usefixtures("_no_waiting")
+def test_a_run_whose_providers_all_fail_in_passing_comes_back(
+    server: ReplayServer, fallback: ReplayServer
+) -> None:
+    """After so many attempts somebody else may have the slot."""
+    server.faults.script([Fault.OVERLOADED] * ATTEMPTS)
+    fallback.faults.script([Fault.CLOSED] * ATTEMPTS)
+
+    outcome, rows = call((LLMProvider.CLAUDE, server.url), (LLMProvider.OPENAI, fallback.url))
+
+    assert isinstance(outcome, BusyError)
+    assert (outcome.seconds, len(rows)) == (COME_BACK_SECONDS, 2 * ATTEMPTS)
 
 
 def test_a_wait_beyond_the_deadline_is_no_answer(server: ReplayServer) -> None:

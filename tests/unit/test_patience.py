@@ -10,7 +10,13 @@ import pytest
 
 from ptc_worker.llm.errors import NotAskedError, TransientError, UnavailableError, UnsendableError
 from ptc_worker.llm.limits import HOLD_SECONDS
-from ptc_worker.llm.patience import LONGEST_WAIT, Patience, unless_silent
+from ptc_worker.llm.patience import (
+    COME_BACK_SECONDS,
+    LONGEST_WAIT,
+    Patience,
+    unless_silent,
+    worth_coming_back,
+)
 from ptc_worker.llm.protocol import Reply, Tally
 
 if TYPE_CHECKING:
@@ -81,6 +87,22 @@ def test_what_takes_long_or_costs_much_is_tried_twice_at_most(kind: str) -> None
 
     assert first is not False
     assert asked.wait_after(TransientError(kind, "x")) is False
+
+
+@pytest.mark.parametrize(
+    ("error", "seconds"),
+    [
+        (NotAskedError("resting", "x", retry_after=30), 30),
+        (TransientError("rate_limited", "x", retry_after=0.05), HOLD_SECONDS),
+        (OVERLOADED, COME_BACK_SECONDS),
+        (TransientError("empty", "x"), None),
+        (UnavailableError("auth", "x"), None),
+        (UnsendableError("too_long", "x"), None),
+    ],
+)
+def test_a_run_comes_back_for_what_may_pass(error: ModelError, seconds: float | None) -> None:
+    """When the provider says, or in a few seconds; not for what would be paid again and again, or never pass."""
+    assert worth_coming_back(error) == seconds
 
 
 @pytest.mark.parametrize(("left", "silence"), [(900, 120), (90, 30), (12, 10)])
