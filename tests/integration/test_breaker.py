@@ -177,7 +177,7 @@ def test_after_its_rest_a_provider_is_probed_by_one(workers: Workers) -> None:
         with ThreadPoolExecutor(1) as thread:
             probe = thread.submit(workers.ask, model)
             until(lambda: requests_of(server) == 2)
-            others = workers.at_once(6, model, seconds=600)
+            others = workers.at_once(6, model, seconds=20)
             server.latency = 0.0
             server.stopping.set()  # it stops to wait, no more
             outcome, _ = probe.result()

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from cluster import START_SECONDS
 from support import answer_with, until
 
-from ptc_contracts.keys import EXEC_PREFIX, META_PREFIX, limit_key
+from ptc_contracts.keys import EXEC_PREFIX, META_PREFIX, limit_key, run_key
 from ptc_contracts.progress import StopReason
 
 if TYPE_CHECKING:
@@ -35,7 +35,10 @@ def test_a_plan_that_may_cost_nothing_asks_nobody(cluster: Cluster) -> None:
 
 
 def test_a_run_that_has_to_wait_for_a_limit_gives_its_slot_to_another(empty_cluster: Cluster) -> None:
-    """The worker has one slot: the second plan ends while the first one waits, and then that one goes on."""
+    """The worker has one slot: the second plan ends while the first one waits, and then that one goes on.
+
+    It waited, and did not fail: nothing of that is counted against it.
+    """
     environment = empty_cluster.environment | {"ANTHROPIC_RPM": "1", "MAX_CONCURRENT_EXECUTIONS": "1"}
     worker = empty_cluster.start_worker(environment=environment)
     asked_a_while_ago(empty_cluster.ptc.store.redis, 50)
@@ -46,6 +49,7 @@ def test_a_run_that_has_to_wait_for_a_limit_gives_its_slot_to_another(empty_clus
     other = empty_cluster.run([GREEN], primary_llm="kimi", fallback_llm=None)
 
     assert (other.status, empty_cluster.calls_for(plan)) == ("SUCCESS", 0)
+    assert empty_cluster.ptc.store.redis.hget(run_key(waiting.run_id), "starts") == b"0"
     assert waiting.get(timeout=START_SECONDS).status == "SUCCESS"
 
 
