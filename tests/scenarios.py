@@ -39,6 +39,17 @@ GIVEN = {"tests/test_given.py": "from calc import add\n\n\ndef test_given():\n  
 OVERWRITES_GIVEN = answer_with(
     calc_py=CODE.replace("+", "-"), tests__test_given_py="def test_given():\n    pass"
 )
+INVENTED = answer_with(calc_py="import fastcalc_pro\n\n\n" + CODE, tests__test_calc_py=TESTS)
+UNDEFINED = answer_with(calc_py="def add(a, b):\n    return a + bb", tests__test_calc_py=TESTS)
+NODE_TEST = (
+    "import assert from 'node:assert/strict'\nimport test from 'node:test'\nimport { add } from './calc.mjs'\n\n"
+    "test('adds', () => {\n  assert.equal(add(1, 2), 3)\n})"
+)
+NODE = (
+    '<file path="calc.mjs">\nexport const add = (a, b) => a + b\n</file>\n'
+    f'<file path="calc.test.mjs">\n{NODE_TEST}\n</file>\n'
+    '<file path="package.json">\n{"name": "calc", "type": "module", "scripts": {"test": "node --test"}}\n</file>'
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,11 +178,49 @@ SCENARIOS = [
     Scenario(
         name="budget reached",
         answers=[RED, FIXED],
-        plan={"max_cost_usd": 0.0432},
+        plan={"max_cost_usd": 0.043},
         status="PARTIAL_SUCCESS",
         stop="budget",
         calls=[DRAFT_OK],
         says="max_cost_usd",
+    ),
+    Scenario(
+        name="an invented package costs no sandbox",
+        answers=[INVENTED, FIXED],
+        iterations=2,
+        calls=[DRAFT_OK] * 2,
+    ),
+    Scenario(
+        name="an undefined name costs no sandbox",
+        answers=[UNDEFINED, FIXED],
+        iterations=2,
+        calls=[DRAFT_OK] * 2,
+    ),
+    Scenario(
+        name="a planned file that is missing is asked for",
+        answers=[GREEN, '<file path="docs/usage.md">\n# Usage\n</file>'],
+        plan={"file_structure": {"docs/usage.md": "how to use it", "calc.py": "all of it"}},
+        iterations=2,
+        calls=[DRAFT_OK] * 2,
+    ),
+    Scenario(name="JavaScript green first", answers=[NODE]),
+    Scenario(
+        name="JavaScript broken then fixed",
+        answers=[
+            NODE.replace("a + b", "a - b"),
+            '<file path="calc.mjs">\nexport const add = (a, b) => a + b\n</file>',
+        ],
+        iterations=2,
+        calls=[DRAFT_OK] * 2,
+    ),
+    Scenario(
+        name="JavaScript that does not parse",
+        answers=[
+            NODE.replace("a + b", "a +"),
+            '<file path="calc.mjs">\nexport const add = (a, b) => a + b\n</file>',
+        ],
+        iterations=2,
+        calls=[DRAFT_OK] * 2,
     ),
     Scenario(name="README with nested fences", answers=[f"{GREEN}\n{README}"]),
     Scenario(

@@ -15,8 +15,7 @@ from ptc_contracts.bill import ModelCall, Request
 from ptc_worker.llm.billing import Begun
 from ptc_worker.llm.budget import Budget
 from ptc_worker.llm.errors import ModelError, TransientError, UnsendableError
-from ptc_worker.llm.limits import HOLD_SECONDS
-from ptc_worker.llm.patience import ATTEMPTS, Patience, unless_silent
+from ptc_worker.llm.patience import ATTEMPTS, Patience, unless_silent, worth_coming_back
 from ptc_worker.llm.protocol import Tally
 from ptc_worker.llm.responses import Response, asked_of
 
@@ -201,9 +200,9 @@ class Caller:
         errors = [error for _, error in failures]
         if errors and all(error.kind == "budget" for error in errors):
             return OverBudgetError(f"the budget ends here: {message}")
-        waits = [error.retry_after for error in errors if error.retry_after is not None]
+        waits = [wait for wait in map(worth_coming_back, errors) if wait is not None]
         hopeless = any(isinstance(error, UnsendableError) for error in errors)
-        if waits and not hopeless and (wait := max(HOLD_SECONDS, min(waits))) < self._time_left():
+        if waits and not hopeless and (wait := min(waits)) < self._time_left():
             return BusyError(wait, f"no model can be asked for {wait:.0f} s: {message}")
         return NoAnswerError(f"no model answered: {message}")
 

@@ -15,6 +15,7 @@ from ptc_worker.llm.limits import HOLD_SECONDS
 if TYPE_CHECKING:
     from collections.abc import Awaitable
 
+    from ptc_worker.llm.errors import ModelError
     from ptc_worker.llm.protocol import Reply, Tally
 
 ATTEMPTS = 4
@@ -25,6 +26,9 @@ DEAR_ATTEMPTS = 2
 
 LONGEST_WAIT = 30.0
 """Seconds we wait at most when a provider asks us to; beyond, the fallback is asked at once."""
+
+COME_BACK_SECONDS = 5.0
+"""After which a run comes back for a provider that failed in passing as often as it was asked."""
 
 _DEAR = {"timeout", "empty"}
 _FIRST_WAIT, _LONGEST_BACKOFF = 0.5, 8.0
@@ -69,6 +73,14 @@ class Patience:
 
     def _time_left(self) -> float:
         return self.deadline - time.monotonic()
+
+
+def worth_coming_back(error: ModelError) -> float | None:
+    """Return after how many seconds a provider that was given up for now may well answer; None if it will not."""
+    if error.retry_after is not None:
+        return max(HOLD_SECONDS, error.retry_after)
+    passing = isinstance(error, TransientError) and error.kind not in _DEAR
+    return COME_BACK_SECONDS if passing else None
 
 
 async def unless_silent(reply: Awaitable[Reply], tally: Tally, seconds: float | None) -> Reply:

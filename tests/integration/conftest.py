@@ -5,11 +5,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
-from cluster import cluster_in
+import stamina
+from cluster import cluster_in, installed_programs
+from redis import Redis
+from sharing import ANSWER, PLAN, Workers
+from support import replaying
 
 from ptc_worker.environments import environment
 from ptc_worker.halt import Halt
+from ptc_worker.llm.patience import ATTEMPTS
 from ptc_worker.sandbox import open_sandbox
+from roma_bridge.embedded import embedded_server
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -17,6 +23,8 @@ if TYPE_CHECKING:
 
     from cluster import Cluster
 
+    from ptc_contracts.settings import RedisSettings
+    from ptc_worker.llm.replay.server import ReplayServer
     from ptc_worker.sandbox.protocol import Sandbox
     from ptc_worker.settings import WorkerSettings
 
@@ -50,3 +58,42 @@ def box(settings: WorkerSettings, request: pytest.FixtureRequest) -> Iterator[Sa
     tier = settings.model_copy(update={"ptc_sandbox_isolation": request.param})
     with environment(tier, (), 120, Halt()) as folder, open_sandbox(tier, folder) as started:
         yield started
+
+
+@pytest.fixture(scope="module", params=sorted(installed_programs()))
+def redis_server(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[RedisSettings]:
+    """One of the two servers."""
+    folder = tmp_path_factory.mktemp(request.param)
+    with embedded_server(folder, program=installed_programs()[request.param]) as settings:
+        yield settings
+
+
+@pytest.fixture
+def workers(redis_server: RedisSettings) -> Iterator[Workers]:
+    """Workers that know nothing yet."""
+    with Redis.from_url(redis_server.url) as redis:
+        redis.flushall()
+        yield Workers(redis_server, redis)
+
+
+@pytest.fixture
+def primary() -> Iterator[ReplayServer]:
+    """The first provider's server."""
+    with replaying((PLAN, [ANSWER, ANSWER]), chunk_chars=200) as running:
+        yield running
+
+
+@pytest.fixture
+def fallback() -> Iterator[ReplayServer]:
+    """The other one's."""
+    with replaying((PLAN, [ANSWER, ANSWER])) as running:
+        yield running
+
+
+@pytest.fixture
+def _no_waiting() -> Iterator[None]:
+    """Keep every decision about retries, and leave out the sleep between two."""
+    with stamina.set_testing(testing=True, attempts=ATTEMPTS, cap=True):
+        yield

@@ -5,38 +5,34 @@ from __future__ import annotations
 import asyncio
 import json
 import pickle
-import threading
 import time
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING
 
 import anthropic
 import openai
 import pytest
-import stamina
+from models import FAKE_KEY as KEY
+from models import MESSAGE_START, MODEL, chunk, chunks, events, fixed, opened, requests_of, serving
 from support import answer_with, make_plan, replaying
 
 from ptc_contracts import LLMProvider
 from ptc_contracts.progress import Progress
-from ptc_worker.llm import open_provider
-from ptc_worker.llm.calls import Answer, Caller, NoAnswerError
+from ptc_worker.llm.budget import Budget
+from ptc_worker.llm.calls import Answer, BusyError, Caller, NoAnswerError, OverBudgetError
 from ptc_worker.llm.errors import ModelError, TransientError, UnavailableError, UnsendableError
-from ptc_worker.llm.patience import ATTEMPTS
+from ptc_worker.llm.patience import ATTEMPTS, COME_BACK_SECONDS
 from ptc_worker.llm.protocol import CHARS_PER_TOKEN, Message, Prompt, Tally
 from ptc_worker.llm.replay.faults import Fault
 from ptc_worker.prompts import build_prompt
-from ptc_worker.settings import ProviderSettings
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import Iterator
 
     from ptc_contracts.bill import ModelCall
-    from ptc_worker.llm.protocol import Provider, Reply
+    from ptc_worker.llm.protocol import Reply
     from ptc_worker.llm.replay.server import ReplayServer
 
-KEY = "test-key-for-faults"
-MODEL = "model-1"
 PLAN = make_plan("Add two numbers")
 ANSWER = answer_with(
     src__add_py="def add(a: int, b: int) -> int:\n    return a + b\n",
@@ -97,27 +93,6 @@ def fallback() -> Iterator[ReplayServer]:
         yield running
 
 
-@pytest.fixture
-def _no_waiting() -> Iterator[None]:
-    """Keep every decision about retries, and leave out the sleep between two."""
-    with stamina.set_testing(testing=True, attempts=ATTEMPTS, cap=True):
-        yield
-
-
-@asynccontextmanager
-async def opened(
-    name: LLMProvider, url: str, *, key: str = KEY, model: str = MODEL
-) -> AsyncIterator[Provider]:
-    """Open a provider for the time of the block."""
-    base_url = url if name is LLMProvider.CLAUDE else f"{url}/v1"
-    settings = ProviderSettings(name=name.value, model=model, base_url=base_url, api_key=key)
-    provider = open_provider(name, settings, 1000)
-    try:
-        yield provider
-    finally:
-        await provider.close()
-
-
 def ask_once(
     name: LLMProvider, url: str, *, key: str = KEY, prompt: Prompt = PROMPT
 ) -> tuple[Reply | ModelError, Tally]:
@@ -125,7 +100,7 @@ def ask_once(
 
     async def ask() -> tuple[Reply | ModelError, Tally]:
         tally = Tally(model=MODEL)
-        async with opened(name, url, key=key) as provider:
+        async with opened(name, url, api_key=key) as provider:
             try:
                 return await provider.ask(prompt, tally, 1000), tally
             except ModelError as error:
@@ -142,96 +117,30 @@ def error_of(name: LLMProvider, url: str, *, key: str = KEY, prompt: Prompt = PR
 
 
 def call(
-    *addresses: tuple[LLMProvider, str], model: str = MODEL, seconds: float = 60
+    *addresses: tuple[LLMProvider, str],
+    model: str = MODEL,
+    seconds: float = 60,
+    budget: Budget | None = None,
+    max_output_tokens: int = 1000,
 ) -> tuple[Answer | Exception, list[ModelCall]]:
     """Ask through a caller, providers in order; return what came of it, and the bill."""
 
     async def ask() -> Answer | Exception:
         async with AsyncExitStack() as stack:
             providers = [
-                await stack.enter_async_context(opened(name, url, model=model)) for name, url in addresses
+                await stack.enter_async_context(
+                    opened(name, url, model=model, max_output_tokens=max_output_tokens)
+                )
+                for name, url in addresses
             ]
             caller.deadline = time.monotonic() + seconds
             try:
                 return await caller.ask(providers, PROMPT)
-            except (TimeoutError, NoAnswerError) as error:
+            except (TimeoutError, NoAnswerError, BusyError, OverBudgetError) as error:
                 return error
 
-    caller = Caller(iteration=1, deadline=0)
+    caller = Caller(iteration=1, deadline=0, budget=budget or Budget())
     return asyncio.run(ask()), caller.calls
-
-
-def requests_of(server: ReplayServer) -> int:
-    """Count the requests that a server took."""
-    stats = server.stats()
-    return int(stats["calls"] + stats["faults"])
-
-
-@contextmanager
-def serving(
-    body: bytes, *, status: int = 200, kind: str = "text/event-stream", headers: dict[str, str] | None = None
-) -> Iterator[str]:
-    """Answer every request with these bytes; yield the address."""
-
-    class Fixed(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            self.rfile.read(int(self.headers["content-length"]))
-            self.send_response(status)
-            for name, value in {"content-type": kind, **(headers or {})}.items():
-                self.send_header(name, value)
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, format: str, *args: object) -> None:  # noqa: A002 as http.server has it
-            """Stay quiet."""
-
-    http = ThreadingHTTPServer(("127.0.0.1", 0), Fixed)
-    http.daemon_threads = True
-    thread = threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{http.server_address[1]}"
-    finally:
-        http.shutdown()
-        http.server_close()
-        thread.join()
-
-
-def chunks(*payloads: object, done: bool = True) -> bytes:
-    """Write a stream of `/chat/completions`."""
-    lines = [json.dumps(payload) for payload in payloads] + (["[DONE]"] if done else [])
-    return "".join(f"data: {line}\n\n" for line in lines).encode()
-
-
-def chunk(model: str = MODEL, **choice: object) -> dict[str, object]:
-    """Make a chunk with one choice."""
-    frame = {"id": "c", "object": "chat.completion.chunk", "created": 1, "model": model}
-    return {**frame, "choices": [{"index": 0, "delta": {}, "finish_reason": None, **choice}]}
-
-
-def events(*payloads: dict[str, object]) -> bytes:
-    """Write a stream of `/v1/messages`."""
-    return "".join(f"event: {p['type']}\ndata: {json.dumps(p)}\n\n" for p in payloads).encode()
-
-
-MESSAGE_START: dict[str, object] = {
-    "type": "message_start",
-    "message": {
-        "id": "m",
-        "type": "message",
-        "role": "assistant",
-        "model": MODEL,
-        "content": [],
-        "stop_reason": None,
-        "stop_sequence": None,
-        "usage": {
-            "input_tokens": 10,
-            "cache_read_input_tokens": 200,
-            "cache_creation_input_tokens": 30,
-            "output_tokens": 1,
-        },
-    },
-}
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -422,6 +331,60 @@ def test_a_retry_waits_as_told_and_succeeds(server: ReplayServer) -> None:
     assert isinstance(answer, Answer)
 
 
+AGAIN, FALLBACK, STOP = "the same provider again", "the fallback", "nobody"
+
+MATRIX: dict[Fault, tuple[str, bool]] = {
+    Fault.RATE_LIMITED: (AGAIN, False),
+    Fault.RATE_LIMITED_LONG: (FALLBACK, False),
+    Fault.OVERLOADED: (AGAIN, False),
+    Fault.SERVER_ERROR: (AGAIN, False),
+    Fault.HTML_502: (AGAIN, False),
+    Fault.CLOSED: (AGAIN, False),
+    Fault.RESET: (AGAIN, True),
+    Fault.CUT_OFF: (AGAIN, True),
+    Fault.GARBLED: (AGAIN, True),
+    Fault.STREAM_ERROR: (AGAIN, True),
+    Fault.EMPTY: (AGAIN, True),
+    Fault.QUOTA: (FALLBACK, False),
+    Fault.PAYMENT: (FALLBACK, False),
+    Fault.AUTH: (FALLBACK, False),
+    Fault.FORBIDDEN: (FALLBACK, False),
+    Fault.UNKNOWN_MODEL: (FALLBACK, False),
+    Fault.REFUSAL: (FALLBACK, True),
+    Fault.TOO_LONG: (STOP, False),
+    Fault.TOO_LARGE: (STOP, False),
+    Fault.BAD_REQUEST: (STOP, False),
+}
+"""Who is asked after a fault, and whether the call that met it is billed."""
+
+
+def test_the_matrix_names_every_fault_that_ends_a_call() -> None:
+    """The others are answers, or have no end."""
+    assert set(MATRIX) == set(Fault) - ENDLESS - {Fault.LENGTH}
+
+
+@pytest.mark.usefixtures("_no_waiting")
+@pytest.mark.parametrize(("first", "second"), PAIRS)
+@pytest.mark.parametrize("fault", MATRIX)
+def test_what_follows_a_fault_and_what_it_cost(
+    server: ReplayServer, fallback: ReplayServer, first: LLMProvider, second: LLMProvider, fault: Fault
+) -> None:
+    """Each fault has one way on, as many requests as that takes, and a row for each of them."""
+    server.faults.script([fault])
+    follows, billed = MATRIX[fault]
+
+    outcome, rows = call((first, server.url), (second, fallback.url), seconds=10_000)
+
+    good = {AGAIN: [(first.value, "ok", True)], FALLBACK: [(second.value, "ok", True)], STOP: []}[follows]
+    kind = FAILURES[fault][1] if fault in FAILURES else "empty"
+    assert [(row.provider, row.outcome, row.billed) for row in rows] == [(first.value, kind, billed), *good]
+    assert isinstance(outcome, NoAnswerError if follows == STOP else Answer)
+    assert (requests_of(server), requests_of(fallback)) == (
+        2 if follows == AGAIN else 1,
+        1 if follows == FALLBACK else 0,
+    )
+
+
 @pytest.mark.usefixtures("_no_waiting")
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("fault", BROKEN_OFF)
@@ -548,6 +511,139 @@ def test_when_nobody_answers_the_error_tells_what_each_provider_said(
         "no model answered: claude (auth: HTTP 401: the key is not accepted); "
         "kimi (quota: you exceeded your current quota)"
     )
+
+
+def test_a_provider_that_falls_silent_again_and_again_leaves_time_for_the_fallback(
+    server: ReplayServer, fallback: ReplayServer
+) -> None:
+    """Twice ten seconds of keep-alives or of nothing; both calls are billed."""
+    server.faults.script([Fault.PINGS, Fault.STALL])
+
+    answer, rows = call((LLMProvider.CLAUDE, server.url), (LLMProvider.OPENAI, fallback.url), seconds=32)
+
+    assert isinstance(answer, Answer)
+    assert [(row.provider, row.outcome, row.billed) for row in rows] == [
+        ("claude", "timeout", True),
+        ("claude", "timeout", True),
+        ("openai", "ok", True),
+    ]
+
+
+def test_a_wait_that_fits_before_the_deadline_is_told_where_nobody_else_can_be_asked(
+    server: ReplayServer,
+) -> None:
+    """A worker does better things than to sleep for an hour."""
+    server.faults.script([Fault.RATE_LIMITED_LONG])
+
+    outcome, _ = call((LLMProvider.CLAUDE, server.url), seconds=10_000)
+
+    assert isinstance(outcome, BusyError)
+    assert outcome.seconds == 3600
+
+
+@pytest.mark.usefixtures("_no_waiting")
+def test_a_run_whose_providers_all_fail_in_passing_comes_back(
+    server: ReplayServer, fallback: ReplayServer
+) -> None:
+    """After so many attempts somebody else may have the slot."""
+    server.faults.script([Fault.OVERLOADED] * ATTEMPTS)
+    fallback.faults.script([Fault.CLOSED] * ATTEMPTS)
+
+    outcome, rows = call((LLMProvider.CLAUDE, server.url), (LLMProvider.OPENAI, fallback.url))
+
+    assert isinstance(outcome, BusyError)
+    assert (outcome.seconds, len(rows)) == (COME_BACK_SECONDS, 2 * ATTEMPTS)
+
+
+def test_a_wait_beyond_the_deadline_is_no_answer(server: ReplayServer) -> None:
+    """Nobody need wait for it."""
+    server.faults.script([Fault.RATE_LIMITED_LONG])
+
+    outcome, _ = call((LLMProvider.CLAUDE, server.url), seconds=600)
+
+    assert isinstance(outcome, NoAnswerError)
+
+
+def test_each_retry_is_checked_against_the_budget() -> None:
+    """A broken answer of 20,000 tokens used up what the plan had; nobody is asked again."""
+    body = chunks(chunk("gpt-6.1-terra", delta={"content": "x" * 70_000}), done=False)
+    with fixed(body) as server:
+        outcome, rows = call(
+            (LLMProvider.OPENAI, server.url), model="gpt-6.1-terra", budget=Budget(plan_limit=0.1)
+        )
+
+    assert isinstance(outcome, OverBudgetError)
+    assert str(outcome).startswith("the budget ends here: openai (budget: the plan has spent $0.1")
+    assert (len(server.requests), [row.outcome for row in rows]) == (1, ["cut_off"])
+
+
+def test_the_fallback_does_not_escape_the_budget(server: ReplayServer) -> None:
+    """What the first provider took is not there for the second."""
+    text, refusal = chunk("gpt-6.1-terra", delta={"content": "x" * 70_000}), chunk(delta={"refusal": "no"})
+    with fixed(chunks(text, {**refusal, "model": "gpt-6.1-terra"})) as first:
+        outcome, _ = call(
+            (LLMProvider.OPENAI, first.url),
+            (LLMProvider.CLAUDE, server.url),
+            model="gpt-6.1-terra",
+            budget=Budget(plan_limit=0.1),
+        )
+
+    assert isinstance(outcome, NoAnswerError)
+    assert "claude (budget: the plan has spent $0.1" in str(outcome)
+    assert requests_of(server) == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "field"),
+    [
+        (LLMProvider.CLAUDE, "max_tokens"),
+        (LLMProvider.KIMI, "max_tokens"),
+        (LLMProvider.OPENAI, "max_completion_tokens"),
+    ],
+)
+@pytest.mark.parametrize(
+    ("setting", "paid", "told"), [(500, 500, 500), (8000, 1e6, 8000), (8000, 5000.5, 5000)]
+)
+def test_a_provider_is_told_how_long_an_answer_can_be_paid_for(
+    name: LLMProvider, field: str, setting: int, paid: float, told: int
+) -> None:
+    """As long as the setting, or as what is left to spend has tokens, here at the price of unknown models."""
+    budget = Budget(plan_limit=20e-6 * (PROMPT.tokens + paid))
+    with fixed(b"{}", status=400, kind="application/json") as server:
+        call((name, server.url), model="unheard-of", budget=budget, max_output_tokens=setting)
+
+    assert [request[field] for request in server.requests] == [told]
+
+
+def test_claude_is_asked_to_cache_its_prompt() -> None:
+    """One argument; what is too short to be cached is not."""
+    with fixed(events(MESSAGE_START)) as server:
+        ask_once(LLMProvider.CLAUDE, server.url)
+
+    assert server.requests[0]["cache_control"] == {"type": "ephemeral"}
+
+
+def test_claudes_thoughts_are_told_apart() -> None:
+    """They are part of what was written."""
+    usage = {"output_tokens": 70, "output_tokens_details": {"thinking_tokens": 50}}
+    end = {"stop_reason": "end_turn"}
+    with serving(events(MESSAGE_START, {"type": "message_delta", "delta": end, "usage": usage})) as url:
+        _, tally = ask_once(LLMProvider.CLAUDE, url)
+
+    assert (tally.completion_tokens, tally.reasoning_tokens) == (70, 50)
+
+
+def test_reasoning_is_read_from_the_details() -> None:
+    """It is part of what was written."""
+    details = {"reasoning_tokens": 50}
+    usage = {"prompt_tokens": 10, "completion_tokens": 70, "completion_tokens_details": details}
+    text = chunks(
+        chunk(delta={"content": "hello"}, finish_reason="stop"), {**chunk(), "choices": [], "usage": usage}
+    )
+    with serving(text) as url:
+        _, (row,) = call((LLMProvider.OPENAI, url))
+
+    assert (row.completion_tokens, row.reasoning_tokens) == (70, 50)
 
 
 @pytest.mark.parametrize("name", [LLMProvider.CLAUDE, LLMProvider.OPENAI])

@@ -1,0 +1,118 @@
+"""What a day may cost, on both implementations of Redis, whoever spends it."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, cast
+
+import pytest
+from models import chunk, chunks, requests_of, serving
+from sharing import (
+    ANSWER,
+    CLAUDE,
+    OPENAI,
+    PLAN,
+    TERRA,
+    Model,
+    Workers,
+    answered,
+)
+from support import replaying, until
+
+from ptc_contracts.keys import spent_key
+from ptc_worker.halt import Halt, HaltedError, Why
+from ptc_worker.llm.budget import Budget
+from ptc_worker.llm.calls import NoAnswerError, OverBudgetError
+from ptc_worker.llm.loop import run_async
+from ptc_worker.llm.replay.faults import Fault
+
+if TYPE_CHECKING:
+    from ptc_worker.llm.replay.server import ReplayServer
+
+pytestmark = pytest.mark.usefixtures("_no_waiting")
+
+
+def priced(prompt_tokens: int, completion_tokens: int, text: str = ANSWER) -> bytes:
+    """Write an answer of a model with a price, and how much of it was used."""
+    usage = {"prompt_tokens": prompt_tokens, "completion_tokens": completion_tokens}
+    return chunks(
+        chunk(TERRA, delta={"content": text}, finish_reason="stop"),
+        {**chunk(TERRA), "choices": [], "usage": usage},
+    )
+
+
+def spent_today(workers: Workers) -> float:
+    """Read what this day has spent or reserved."""
+    day = datetime.now(UTC).date().isoformat()
+    return float(cast("bytes | None", workers.redis.get(spent_key(day))) or 0)
+
+
+def test_what_a_day_has_spent_is_what_its_calls_cost(workers: Workers) -> None:
+    """The reservation is gone."""
+    with serving(priced(100_000, 20_000)) as url:
+        _, (row,) = workers.ask(Model.at(OPENAI, url, model=TERRA), budget=Budget(day_limit=1.0))
+
+    assert row.cost_usd == pytest.approx(0.2)
+    assert spent_today(workers) == pytest.approx(0.2)
+
+
+def test_the_worst_case_of_a_call_is_reserved_while_it_is_under_way(workers: Workers) -> None:
+    """A worker that is killed leaves it counted."""
+    with replaying((PLAN, [ANSWER]), latency=3600) as server, ThreadPoolExecutor(1) as thread:
+        model = Model.at(OPENAI, server.url, model=TERRA, max_output_tokens=100_000)
+        halt = Halt()
+
+        async def ask() -> None:
+            async with workers.asking(model, budget=Budget(day_limit=2.0)) as (caller, providers, prompt):
+                await caller.ask(providers, prompt)
+
+        work = thread.submit(run_async, ask(), halt)
+        until(lambda: requests_of(server) == 1)
+        reserved = spent_today(workers)
+        halt.set(Why.CANCELLED)
+        with pytest.raises(HaltedError):
+            work.result()
+
+    assert 0.5 < reserved < 0.51
+    assert spent_today(workers) == pytest.approx(0.0)
+
+
+def test_no_burst_of_workers_spends_more_than_a_day_allows(workers: Workers) -> None:
+    """Each may cost 10 cents and 50 are allowed; what is left over is too little for a sixth."""
+    with serving(priced(0, 20_000)) as url:
+        model = Model.at(OPENAI, url, model=TERRA, max_output_tokens=20_000)
+        outcomes = workers.at_once(12, model, budget=Budget(day_limit=0.51))
+        refused = [outcome for outcome in outcomes if isinstance(outcome, OverBudgetError)]
+
+    assert (sum(map(answered, outcomes)), len(refused)) == (5, 7)
+    assert spent_today(workers) == pytest.approx(0.5)
+
+
+def test_the_message_of_a_day_that_is_spent_has_the_figures(workers: Workers) -> None:
+    """What was spent, of how much, and what the next call may cost."""
+    with serving(priced(0, 90_000)) as url:
+        model = Model.at(OPENAI, url, model=TERRA, max_output_tokens=100_000)
+        workers.ask(model, budget=Budget(day_limit=0.46))
+        outcome, _ = workers.ask(model, budget=Budget(day_limit=0.46))
+
+    assert isinstance(outcome, OverBudgetError)
+    assert "openai (budget: today has spent $0.4500 of $0.46, and the next call may cost $0.02" in str(
+        outcome
+    )
+
+
+def test_the_fallback_does_not_escape_the_day(
+    workers: Workers, primary: ReplayServer, fallback: ReplayServer
+) -> None:
+    """It is priced as well."""
+    primary.faults.script([Fault.AUTH])
+    outcome, _ = workers.ask(
+        Model.at(CLAUDE, primary.url, model="claude-haiku-5-5"),
+        Model.at(OPENAI, fallback.url, model=TERRA, max_output_tokens=4096),
+        budget=Budget(day_limit=0.01),
+    )
+
+    assert isinstance(outcome, NoAnswerError)
+    assert "openai (budget: today has spent $0.0000 of $0.01" in str(outcome)
+    assert requests_of(fallback) == 0
