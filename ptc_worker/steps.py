@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from contextlib import suppress
 from typing import TYPE_CHECKING
+
+from redis.exceptions import RedisError
 
 from ptc_contracts import ExecutionStatus
 from ptc_contracts.progress import Progress, StopReason
 from ptc_contracts.stages import Stage
 from ptc_contracts.verdicts import Outcome
-from ptc_worker.app import redactor
+from ptc_worker.app import redactor, store
 from ptc_worker.redaction import redact_verdict
 from ptc_worker.refinement import End, next_step, with_rejections
 
@@ -32,6 +36,19 @@ def examined(run: Run, progress: Progress, verdict: Verdict, files: list[CodeArt
 
 
 def out_of_time(run: Run) -> End:
-    """End a run whose time is over, with the best files so far."""
+    """End a run whose time is over, with the best files so far; say what its models made of it."""
     message = f"timeout_seconds={run.plan.timeout_seconds} ran out in {run.stage.value}"
+    if failed := _failed_calls(run):
+        message += f" (model calls that failed: {failed})"
     return End(status=ExecutionStatus.TIMEOUT, reason=StopReason.TIMEOUT, message=message)
+
+
+def _failed_calls(run: Run) -> str:
+    """Count this iteration's calls that brought nothing, by provider and kind of failure."""
+    if run.stage is not Stage.GENERATE:
+        return ""
+    with suppress(RedisError):  # the message is good without them
+        calls = [call for call in store().calls(run) if call.iteration == run.progress.iteration]
+        failed = Counter(f"{c.provider} {c.outcome}" for c in calls if c.outcome not in {"ok", "truncated"})
+        return ", ".join(f"{number} × {what}" for what, number in sorted(failed.items()))
+    return ""

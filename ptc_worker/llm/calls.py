@@ -86,7 +86,7 @@ class Caller:
         Raises:
             TimeoutError: the deadline passed.
             BusyError: nobody can be asked now, but there is time to wait for somebody.
-            OverBudgetError: nobody can be paid.
+            OverBudgetError: a provider that might answer cannot be paid.
             NoAnswerError: every provider failed.
             RedisError: it could not be told whether a call may be made.
         """
@@ -198,12 +198,12 @@ class Caller:
         """Tell why there is no answer by what would help: time, money, or neither."""
         message = "; ".join(f"{provider.name} ({error})" for provider, error in failures)
         errors = [error for _, error in failures]
-        if errors and all(error.kind == "budget" for error in errors):
-            return OverBudgetError(f"the budget ends here: {message}")
         waits = [wait for wait in map(worth_coming_back, errors) if wait is not None]
         hopeless = any(isinstance(error, UnsendableError) for error in errors)
         if waits and not hopeless and (wait := min(waits)) < self._time_left():
             return BusyError(wait, f"no model can be asked for {wait:.0f} s: {message}")
+        if any(error.kind == "budget" for error in errors):
+            return OverBudgetError(f"the budget ends here: {message}")
         return NoAnswerError(f"no model answered: {message}")
 
     def _time_left(self) -> float:

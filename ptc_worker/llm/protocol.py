@@ -28,14 +28,10 @@ class Prompt:
     messages: tuple[Message, ...]
 
     @property
-    def chars(self) -> int:
-        """Length of the whole prompt."""
-        return len(self.system) + sum(len(message.content) for message in self.messages)
-
-    @property
     def tokens(self) -> int:
-        """Estimate of its tokens."""
-        return round(self.chars / CHARS_PER_TOKEN)
+        """Estimate of its tokens, from its length in UTF-8: a character that takes three bytes is about one token."""
+        texts = (self.system, *(message.content for message in self.messages))
+        return round(sum(len(text.encode(errors="replace")) for text in texts) / CHARS_PER_TOKEN)
 
 
 @dataclass(frozen=True, kw_only=True)
