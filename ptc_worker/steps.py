@@ -50,5 +50,5 @@ def _failed_calls(run: Run) -> str:
     with suppress(RedisError):  # the message is good without them
         calls = [call for call in store().calls(run) if call.iteration == run.progress.iteration]
         failed = Counter(f"{c.provider} {c.outcome}" for c in calls if c.outcome not in {"ok", "truncated"})
-        return ", ".join(f"{number} × {what}" for what, number in sorted(failed.items()))
+        return ", ".join(f"{number} x {what}" for what, number in sorted(failed.items()))
     return ""

@@ -155,7 +155,7 @@ def test_the_deadline_ends_a_run_with_its_best_files(cluster: Cluster) -> None:
 
     assert (result.status, result.iterations_used, len(result.artifacts)) == ("TIMEOUT", 1, 2)
     assert (result.test_results.tests_failed, result.llm_usage[0].api_calls) == (1, 2)
-    assert "ran out in generate (model calls that failed: 1 × claude" in result.error_message
+    assert "ran out in generate (model calls that failed: 1 x claude" in result.error_message
 
 
 def test_a_test_that_hangs_is_cut_at_the_deadline(cluster: Cluster) -> None:
