@@ -32,8 +32,12 @@ CANCELLED = "cancelled"
 """What the result of a run says that nobody wanted any more."""
 
 
-SCHEMA_VERSION = 1
-"""Form of the run record; raised when a reader of the old form could misread the new one."""
+SCHEMA_VERSION = 2
+"""Form of the run record; raised when a reader of the old form could misread the new one.
+
+1: the first. 2: plans with tests and a budget of their own, progress with frozen tests: a worker that knows nothing of
+them would run other tests, and pay more.
+"""
 
 
 class Resumption(NamedTuple):

@@ -14,7 +14,7 @@ from ptc_contracts.bill import ModelCall
 from ptc_contracts.blobs import Blobs
 from ptc_contracts.keys import LANE_PREFIX, WAITING_PREFIX, digest, run_key
 from ptc_contracts.progress import Progress, StopReason
-from ptc_contracts.record import RecordForm
+from ptc_contracts.record import SCHEMA_VERSION, RecordForm
 from ptc_contracts.result import CodeArtifact, TestResult
 from ptc_contracts.run import Departure, LeaseLostError, NotOurs, Run, RunState
 from ptc_contracts.runs import GRACE_MS, OVERDUE_GRACE_MS
@@ -679,7 +679,9 @@ def test_an_unknown_run_is_an_error_that_says_so(store: WorkStore, ask: str) -> 
 
 def test_records_carry_their_schema_version(store: WorkStore) -> None:
     """Old and new workers run side by side during an upgrade."""
-    assert store.redis.hget(run_key(store.submit(make_plan()).run_id), "schema_version") == b"1"
+    run_id = store.submit(make_plan()).run_id
+
+    assert store.redis.hget(run_key(run_id), "schema_version") == str(SCHEMA_VERSION).encode()
 
 
 def test_a_run_whose_record_is_damaged_ends_as_failure(store: WorkStore) -> None:
@@ -763,7 +765,7 @@ def test_whoever_stays_counts_the_cost(store: WorkStore) -> None:
 def test_a_record_of_a_newer_form_is_left_to_newer_workers(store: WorkStore) -> None:
     """Old and new ones run side by side during an upgrade."""
     run_id = store.submit(make_plan()).run_id
-    store.redis.hset(run_key(run_id), mapping={"plan": "{}", "schema_version": 2})
+    store.redis.hset(run_key(run_id), mapping={"plan": "{}", "schema_version": SCHEMA_VERSION + 1})
 
     assert begin(store, run_id) == NotOurs(reason="newer")
     assert (store.status(run_id).state, store.redis.hget(run_key(run_id), "starts")) == (
