@@ -96,7 +96,8 @@ def _with_given(files: Sequence[CodeArtifact], given: Mapping[str, str]) -> list
 
 
 def _missing_tests(plan: PTCExecutionPlan, files: Sequence[CodeArtifact]) -> Iterator[GateIssue]:
-    if not plan.enable_testing or any(is_test(file.file_path) for file in files) or has_python_tests(files):
+    others = any(is_test(file.file_path) and language(file.file_path) != "python" for file in files)
+    if not plan.enable_testing or others or has_python_tests(files):
         return
     told = None
     if any(language(file.file_path) == "python" for file in files):

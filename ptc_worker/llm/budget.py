@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 FEWEST_OUTPUT_TOKENS = 4_096
 """An answer that may have less than this is hardly ever whole: a call is not made for it."""
 
+_ROUNDING = 1e-6
+"""Tokens that differences between sums of US dollars are off by, and more."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Budget:
@@ -101,5 +104,5 @@ class Offer:
 
     def costing(self, usd: float) -> Offer:
         """Bound the answer so that the call costs at most so many US dollars."""
-        tokens = (usd - self.price.prompt) / self.price.token if self.price.token else inf
+        tokens = (usd - self.price.prompt) / self.price.token + _ROUNDING if self.price.token else inf
         return Offer(price=self.price, max_output_tokens=int(min(self.max_output_tokens, tokens)))

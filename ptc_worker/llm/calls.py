@@ -203,7 +203,10 @@ class Caller:
         if waits and not hopeless and (wait := min(waits)) < self._time_left():
             return BusyError(wait, f"no model can be asked for {wait:.0f} s: {message}")
         if any(error.kind == "budget" for error in errors):
-            return OverBudgetError(f"the budget ends here: {message}")
+            return OverBudgetError(
+                f"the budget ends here: {message} (max_cost_usd of the plan, PTC_MAX_COST_USD and "
+                "PTC_MAX_COST_USD_PER_DAY set it)"
+            )
         return NoAnswerError(f"no model answered: {message}")
 
     def _time_left(self) -> float:

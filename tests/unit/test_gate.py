@@ -38,7 +38,8 @@ def _issues(path: str, content: str) -> list[GateIssue]:
         ("a.py", "# -*- coding: latin-1 -*-\nname = 'é'\n"),
         ("a.json", '{"a": [1, 2.5, null]}'),
         ("a.toml", "[project]\nname = 'a'\n"),
-        ("a.js", "function ( {"),
+        ("a.js", "function a() {}"),
+        ("a.go", "func ( {"),
         ("README.md", "{"),
         ("py", "("),
     ],
@@ -80,6 +81,8 @@ def test_a_python_error_is_told_with_its_line(content: str, line: int) -> None:
     ("path", "content", "line", "code"),
     [
         ("a.json", "", 1, "json"),
+        ("a.js", "\nfunction ( {", 2, "syntax"),
+        ("a.ts", "const a: = 1", 1, "syntax"),
         ("a.json", '{\n  "a": 1,\n}', 3, "json"),
         ("a.JSON", "{'a': 1}", 1, "json"),
         ("a.toml", "a = \n", 1, "toml"),
