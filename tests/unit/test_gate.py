@@ -127,11 +127,13 @@ def test_what_the_compiler_only_warns_of_passes_in_silence(content: str) -> None
         (["a.py", "tests/conftest.py"], ["no-tests"]),
         (["a.py", "tests/test_a.py"], []),
         (["a.py", "a_test.py"], []),
-        (["index.js"], []),
+        (["index.js"], ["no-tests"]),
+        (["index.js", "index.test.js"], []),
+        (["main.go"], []),
         ([], []),
     ],
 )
-def test_a_python_project_needs_a_file_that_pytest_collects(
+def test_a_project_needs_a_file_that_its_runner_collects(
     plan: PTCExecutionPlan, paths: list[str], codes: list[str]
 ) -> None:
     """A plan that enables testing gets no draft into a sandbox that has nothing to test."""
