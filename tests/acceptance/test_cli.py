@@ -91,12 +91,14 @@ def test_a_missing_provider_is_named_with_its_variables(enqueue: Enqueue) -> Non
                     "scaffolding": {"task_description": "x", "requirements": ["a", 2]},
                     "max_iterations": 99,
                     "primary_llm": "gpt",
+                    "test_files": {"/x.py": ""},
                 }
             ),
             [
                 "scaffolding.requirements[1]: Input should be a valid string",
                 "max_iterations: Input should be less than or equal to 10",
                 "primary_llm: Input should be 'claude', 'kimi', 'openai' or 'openrouter'",
+                " test_files: '/x.py' is not allowed: it is absolute",
             ],
         ),
         (

@@ -23,7 +23,7 @@ from support import replaying, until
 from ptc_contracts.keys import spent_key
 from ptc_worker.halt import Halt, HaltedError, Why
 from ptc_worker.llm.budget import Budget
-from ptc_worker.llm.calls import NoAnswerError, OverBudgetError
+from ptc_worker.llm.calls import OverBudgetError
 from ptc_worker.llm.loop import run_async
 from ptc_worker.llm.replay.faults import Fault
 
@@ -113,6 +113,7 @@ def test_the_fallback_does_not_escape_the_day(
         budget=Budget(day_limit=0.01),
     )
 
-    assert isinstance(outcome, NoAnswerError)
+    assert isinstance(outcome, OverBudgetError)
     assert "openai (budget: today has spent $0.0000 of $0.01" in str(outcome)
+    assert "(PTC_MAX_COST_USD_PER_DAY)" in str(outcome)
     assert requests_of(fallback) == 0
