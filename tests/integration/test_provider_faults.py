@@ -588,7 +588,7 @@ def test_the_fallback_does_not_escape_the_budget(server: ReplayServer) -> None:
             budget=Budget(plan_limit=0.1),
         )
 
-    assert isinstance(outcome, NoAnswerError)
+    assert isinstance(outcome, OverBudgetError)
     assert "claude (budget: the plan has spent $0.1" in str(outcome)
     assert requests_of(server) == 0
 
