@@ -111,14 +111,14 @@ class PTCExecutionPlan(BaseModel):
     @classmethod
     def _writable(cls, value: dict[str, str]) -> dict[str, str]:
         if len(value) > _MAX_TEST_FILES:
-            raise ValueError(f"test_files holds more than {_MAX_TEST_FILES} files")
+            raise ValueError(f"more than {_MAX_TEST_FILES} files")
         for path, content in value.items():
             if reason := untidy_reason(path):
-                raise ValueError(f"test_files: {path!r} is not allowed: {reason}")
+                raise ValueError(f"{path!r} is not allowed: {reason}")
             if "\0" in content or not _is_utf8(content):
-                raise ValueError(f"test_files: the content of {path!r} is not text")
+                raise ValueError(f"the content of {path!r} is not text")
         if clashes := clashes_among(value):
-            raise ValueError(f"test_files: {clashes[0]!r} clashes with another path")
+            raise ValueError(f"{clashes[0]!r} clashes with another path")
         return value
 
 

@@ -104,9 +104,12 @@ def _caller(hold: Hold, request: Request) -> Caller:
 
 def _budget(run: Run) -> Budget:
     """Gather the limits that hold for a run, and what it has spent."""
-    limits = [limit for limit in (run.plan.max_cost_usd, settings().ptc_max_cost_usd) if limit is not None]
+    limits = {"max_cost_usd": run.plan.max_cost_usd, "PTC_MAX_COST_USD": settings().ptc_max_cost_usd}
+    known = [(limit, name) for name, limit in limits.items() if limit is not None]
+    plan_limit, name = min(known, default=(None, ""))
     budget = Budget(
-        plan_limit=min(limits, default=None),
+        plan_limit=plan_limit,
+        plan_limit_name=name,
         day_limit=settings().ptc_max_cost_usd_per_day,
         unknown_price_per_mtok=settings().ptc_unknown_price_per_mtok,
     )

@@ -148,10 +148,13 @@ def _only_root(paths: Collection[str]) -> str | None:
 
 
 def _can_be_written(key: str) -> bool:
-    """Tell whether a model can be asked for it: drafts hold texts, and no empty folders."""
+    """Tell whether a model can be asked for it: drafts hold texts, and no empty folders.
+
+    A key with white space in it may be a path with a remark, or a line of a drawn tree: no draft could ever have it.
+    """
     suffix = PurePosixPath(key.strip()).suffix.lower()
     is_folder = key.strip().endswith("/") or (not suffix and language(key) is None and "." not in key)
-    return not is_folder and suffix not in _NOT_TEXT
+    return not is_folder and suffix not in _NOT_TEXT and len(key.split()) == 1
 
 
 def _unresolved_imports(

@@ -107,7 +107,7 @@ class WorkerSettings(BaseSettings):
     ptc_response_cache_ttl: int = Field(default=3600, ge=0)
     """Seconds a model's answer is kept for the very same prompt of any run; 0 keeps none."""
     ptc_record: Path | None = None
-    """A folder that gets the transcripts of all model calls, redacted, in the form that `ptc-replay` plays."""
+    """A folder that gets what models were asked and answered, redacted, in the form that `ptc-replay` plays."""
     ptc_sandbox: Literal["local"] = "local"
     """Where tests run."""
     ptc_sandbox_concurrency: int = Field(default_factory=lambda: os.cpu_count() or 1, ge=1)
@@ -151,6 +151,18 @@ class WorkerSettings(BaseSettings):
             [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
         )
 
+    @field_validator("ptc_record")
+    @classmethod
+    def _takes_files(cls, value: Path | None) -> Path | None:
+        """Refuse at the start what would lose every transcript: answers that are paid for come once."""
+        if value is not None:
+            there = next(place for place in (value, *value.absolute().parents) if os.access(place, os.F_OK))
+            if not there.is_dir():
+                raise ValueError(f"{there} is not a folder")
+            if not os.access(there, os.W_OK | os.X_OK):
+                raise ValueError(f"{there} cannot be written")
+        return value
+
     @field_validator("ptc_cache_dir")
     @classmethod
     def _resolved(cls, value: Path) -> Path:
@@ -172,7 +184,10 @@ class WorkerSettings(BaseSettings):
         try:
             return cls()
         except ValidationError as error:
-            problems = (f"{str(e['loc'][0]).upper()}: {e['msg']}" for e in error.errors(include_input=False))
+            problems = (
+                f"{str(e['loc'][0]).upper()}: {e['msg'].removeprefix('Value error, ')}"
+                for e in error.errors(include_input=False)
+            )
             raise ConfigurationError("; ".join(problems)) from None
 
     def provider(self, name: LLMProvider) -> ProviderSettings:

@@ -339,6 +339,11 @@ class _Watch:
 def _submission_line(handle: PlanHandle) -> str:
     if handle.from_cache:
         return f"plan {handle.key}: the cache answers"
+    if handle.ready():
+        return (
+            f"run {handle.run_id}: ended a short while ago under this execution_id, and its result counts; give the "
+            "plan another one for a new run"
+        )
     return f"run {handle.run_id}: {'joined, it was under way' if handle.joined else 'submitted'}"
 
 

@@ -10,7 +10,6 @@ from uuid import uuid4
 
 from ptc_contracts.bill import ModelCall
 from ptc_worker.llm.prices import cost_usd
-from ptc_worker.llm.protocol import CHARS_PER_TOKEN
 
 if TYPE_CHECKING:
     from ptc_contracts.bill import Request
@@ -79,6 +78,5 @@ def _estimate(prompt: Prompt, tally: Tally, outcome: str) -> bool:
         tally.prompt_tokens = prompt.tokens
     if counted and outcome in _COUNTED:
         return False
-    written = round((tally.thought_chars + sum(map(len, tally.text))) / CHARS_PER_TOKEN)
-    tally.completion_tokens = max(tally.completion_tokens or 0, written)
+    tally.completion_tokens = max(tally.completion_tokens or 0, tally.written_tokens)
     return True

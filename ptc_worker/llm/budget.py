@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from decimal import Decimal
 from math import inf
 from typing import TYPE_CHECKING
 
@@ -28,6 +29,8 @@ class Budget:
 
     plan_limit: float | None = None
     """Most US dollars for the plan; None is no limit."""
+    plan_limit_name: str = "max_cost_usd"
+    """The field or setting that holds it, for messages."""
     day_limit: float | None = None
     """Most US dollars for all plans of a day (UTC); None is no limit."""
     spent: float = 0.0
@@ -46,7 +49,9 @@ class Budget:
             NotAskedError: not even a short answer fits.
         """
         offer = Offer(price=self._price(provider, prompt), max_output_tokens=provider.max_output_tokens)
-        return offer if self.plan_limit is None else offer.within(self.plan_limit, spent, "the plan")
+        if self.plan_limit is None:
+            return offer
+        return offer.within(self.plan_limit, spent, "the plan", self.plan_limit_name)
 
     def _counted(self, call: ModelCall) -> float:
         if not call.billed:
@@ -84,7 +89,7 @@ class Offer:
         """US dollars at worst, if the answer is bounded as far as makes sense."""
         return self.price.of(min(FEWEST_OUTPUT_TOKENS, self.max_output_tokens))
 
-    def within(self, limit: float, spent: float, whose: str) -> Offer:
+    def within(self, limit: float, spent: float, whose: str, name: str) -> Offer:
         """Bound the answer so that its worst case fits into what is left.
 
         Raises:
@@ -92,15 +97,13 @@ class Offer:
         """
         left = limit - spent
         if left < self.least:
-            raise self.refused(limit, spent, whose)
+            raise self.refused(limit, spent, whose, name)
         return self.costing(left)
 
-    def refused(self, limit: float, spent: float, whose: str) -> NotAskedError:
-        """Say that not even a short answer fits."""
-        return NotAskedError(
-            "budget",
-            f"{whose} has spent ${spent:.4f} of ${limit:g}, and the next call may cost ${self.least:.4f}",
-        )
+    def refused(self, limit: float, spent: float, whose: str, name: str) -> NotAskedError:
+        """Say that not even a short answer fits, and which field or setting bounds it."""
+        figures = f"{whose} has spent ${spent:.4f} of ${Decimal(f'{limit:g}'):f}"
+        return NotAskedError("budget", f"{figures}, and the next call may cost ${self.least:.4f} ({name})")
 
     def costing(self, usd: float) -> Offer:
         """Bound the answer so that the call costs at most so many US dollars."""

@@ -8,8 +8,11 @@ from typing import TYPE_CHECKING, Literal, Protocol
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-CHARS_PER_TOKEN = 3.5
-"""For estimates alone, where a provider's own count never came: code in English runs at 3 to 4."""
+BYTES_PER_TOKEN = 3.5
+"""For estimates, before a call and where a provider's own count never comes: code in English runs at 3 to 4.
+
+Texts are counted in UTF-8: a character that takes three bytes is about one token.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,9 +32,9 @@ class Prompt:
 
     @property
     def tokens(self) -> int:
-        """Estimate of its tokens, from its length in UTF-8: a character that takes three bytes is about one token."""
+        """Estimate of its tokens."""
         texts = (self.system, *(message.content for message in self.messages))
-        return round(sum(len(text.encode(errors="replace")) for text in texts) / CHARS_PER_TOKEN)
+        return round(sum(map(_bytes_of, texts)) / BYTES_PER_TOKEN)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +66,7 @@ class Tally:
     """Of these, reasoning, where the provider tells."""
     cost_usd: float | None = None
     """US dollars, where the provider itself tells."""
-    thought_chars: int = 0
+    thought_bytes: int = 0
     """Length of the reasoning so far, which is billed as written and not part of the answer."""
     text: list[str] = field(default_factory=list)
     """The answer so far."""
@@ -75,6 +78,11 @@ class Tally:
         """Tokens read and written; 0 for a request that was not accepted."""
         return (self.prompt_tokens or 0) + (self.completion_tokens or 0) if self.accepted else 0
 
+    @property
+    def written_tokens(self) -> int:
+        """Estimate of the tokens written so far, reasoning included."""
+        return round((self.thought_bytes + sum(map(_bytes_of, self.text))) / BYTES_PER_TOKEN)
+
     def write(self, text: str) -> None:
         """Add a piece of the answer."""
         self.text.append(text)
@@ -82,8 +90,12 @@ class Tally:
 
     def think(self, thought: str) -> None:
         """Add a piece of reasoning."""
-        self.thought_chars += len(thought)
+        self.thought_bytes += _bytes_of(thought)
         self.heard()
+
+
+def _bytes_of(text: str) -> int:
+    return len(text.encode(errors="replace"))
 
 
 class Provider(Protocol):

@@ -48,7 +48,7 @@ class Spending:
         args = [limit, offer.most, offer.least, _TTL_SECONDS]
         reserved, spent = await self._reserve(keys=[key], args=args)
         if not reserved:
-            raise offer.refused(limit, float(spent), "today")
+            raise offer.refused(limit, float(spent), "today", "PTC_MAX_COST_USD_PER_DAY")
         try:
             yield offer.costing(float(reserved))
         finally:

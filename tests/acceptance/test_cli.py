@@ -78,6 +78,16 @@ def test_a_missing_provider_is_named_with_its_variables(enqueue: Enqueue) -> Non
     assert "KIMI_API_KEY or KIMI_BASE_URL for kimi" in done.stdout
 
 
+def test_a_plan_that_ended_a_short_while_ago_is_not_said_to_be_submitted(enqueue: Enqueue) -> None:
+    """Whoever has mended what was wrong learns why the old result comes, and how to get a new one."""
+    first, again = (enqueue("--local", str(DEMO / "plan.json")) for _ in range(2))
+
+    assert (first.returncode, again.returncode) == (3, 3)
+    assert ": submitted" in first.stderr
+    assert ": submitted" not in again.stderr
+    assert "give the plan another one for a new run" in again.stderr
+
+
 @pytest.mark.parametrize(
     ("text", "told"),
     [
@@ -91,12 +101,14 @@ def test_a_missing_provider_is_named_with_its_variables(enqueue: Enqueue) -> Non
                     "scaffolding": {"task_description": "x", "requirements": ["a", 2]},
                     "max_iterations": 99,
                     "primary_llm": "gpt",
+                    "test_files": {"/x.py": ""},
                 }
             ),
             [
                 "scaffolding.requirements[1]: Input should be a valid string",
                 "max_iterations: Input should be less than or equal to 10",
                 "primary_llm: Input should be 'claude', 'kimi', 'openai' or 'openrouter'",
+                " test_files: '/x.py' is not allowed: it is absolute",
             ],
         ),
         (

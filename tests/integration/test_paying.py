@@ -32,6 +32,7 @@ def test_a_plan_that_may_cost_nothing_asks_nobody(cluster: Cluster) -> None:
         "claude (budget: the plan has spent $0.0000 of $0, and the next call may cost $"
         in result.error_message
     )
+    assert "(max_cost_usd)" in result.error_message
 
 
 def test_a_run_that_has_to_wait_for_a_limit_gives_its_slot_to_another(empty_cluster: Cluster) -> None:

@@ -22,7 +22,7 @@ from ptc_worker.llm.budget import Budget
 from ptc_worker.llm.calls import Answer, BusyError, Caller, NoAnswerError, OverBudgetError
 from ptc_worker.llm.errors import ModelError, TransientError, UnavailableError, UnsendableError
 from ptc_worker.llm.patience import ATTEMPTS, COME_BACK_SECONDS
-from ptc_worker.llm.protocol import CHARS_PER_TOKEN, Message, Prompt, Tally
+from ptc_worker.llm.protocol import BYTES_PER_TOKEN, Message, Prompt, Tally
 from ptc_worker.llm.replay.faults import Fault
 from ptc_worker.prompts import build_prompt
 
@@ -152,7 +152,7 @@ def test_a_good_answer_arrives_whole_and_with_its_usage(server: ReplayServer, na
     assert (reply.text, reply.truncated) == (ANSWER, False)
     assert tally.model == f"replay/{MODEL}"
     assert (tally.prompt_tokens or 0) > 100
-    assert tally.completion_tokens == round(len(ANSWER) / CHARS_PER_TOKEN)
+    assert tally.completion_tokens == round(len(ANSWER) / BYTES_PER_TOKEN)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -673,6 +673,16 @@ def test_reasoning_that_led_to_nothing_is_billed_as_written(name: LLMProvider) -
 
 
 @pytest.mark.usefixtures("_no_waiting")
+def test_what_broke_off_in_another_script_is_estimated_by_its_bytes() -> None:
+    """A character that takes three bytes is about one token: by characters the bill would be a third of it."""
+    thought, text = chunk(delta={"reasoning_content": "思" * 350}), chunk(delta={"content": "字" * 350})
+    with serving(chunks(thought, text, done=False)) as url:
+        _, calls = call((LLMProvider.KIMI, url))
+
+    assert [billed.completion_tokens for billed in calls] == [600] * ATTEMPTS
+
+
+@pytest.mark.usefixtures("_no_waiting")
 def test_thinking_that_led_to_nothing_is_billed_as_written() -> None:
     """The same in Anthropic's words."""
     delta = {"type": "thinking_delta", "thinking": "x" * 350}
@@ -820,7 +830,7 @@ def test_the_anthropic_sdk_reads_a_whole_answer_of_the_replay_server(server: Rep
     assert [block.text for block in message.content if block.type == "text"] == [ANSWER]
     assert (message.stop_reason, message.usage.output_tokens) == (
         "end_turn",
-        round(len(ANSWER) / CHARS_PER_TOKEN),
+        round(len(ANSWER) / BYTES_PER_TOKEN),
     )
 
 
@@ -835,4 +845,4 @@ def test_the_openai_sdk_reads_a_whole_answer_of_the_replay_server(server: Replay
     assert completion.choices[0].message.content == ANSWER
     assert completion.choices[0].finish_reason == "stop"
     assert completion.usage is not None
-    assert completion.usage.completion_tokens == round(len(ANSWER) / CHARS_PER_TOKEN)
+    assert completion.usage.completion_tokens == round(len(ANSWER) / BYTES_PER_TOKEN)

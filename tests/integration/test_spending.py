@@ -115,4 +115,5 @@ def test_the_fallback_does_not_escape_the_day(
 
     assert isinstance(outcome, OverBudgetError)
     assert "openai (budget: today has spent $0.0000 of $0.01" in str(outcome)
+    assert "(PTC_MAX_COST_USD_PER_DAY)" in str(outcome)
     assert requests_of(fallback) == 0

@@ -171,6 +171,7 @@ def test_a_worker_reads_dotenv_of_its_working_directory(empty_cluster: Cluster, 
         ("PTC_SIGNING_KEY", "short", "PTC_SIGNING_KEY must have at least 16 characters"),
         ("PTC_MAX_PAYLOAD_MB", "0", "PTC_MAX_PAYLOAD_MB must be a whole number from 1"),
         ("PTC_SHUTDOWN_GRACE", "inf", "PTC_SHUTDOWN_GRACE: Input should be less than or equal to 86400"),
+        ("PTC_RECORD", f"{__file__}/sub", f"PTC_RECORD: {__file__} is not a folder"),
     ],
 )
 def test_a_setting_that_cannot_be_understood_stops_the_worker_with_its_name(

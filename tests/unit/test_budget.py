@@ -83,6 +83,16 @@ def test_an_answer_too_short_to_be_whole_is_not_paid_for() -> None:
         Budget(plan_limit=1.0).offer(Priced(), PROMPT, 1.0 - left)
 
 
+@pytest.mark.parametrize(("limit", "told"), [(0.00005, "of $0.00005,"), (0.0, "of $0,"), (0.1, "of $0.1,")])
+def test_the_message_names_the_limit_and_its_setting(limit: float, told: str) -> None:
+    """Whoever reads it knows what to raise."""
+    with pytest.raises(NotAskedError) as caught:
+        Budget(plan_limit=limit, plan_limit_name="PTC_MAX_COST_USD").offer(Priced(), PROMPT, 0.0)
+
+    assert told in str(caught.value)
+    assert str(caught.value).endswith("(PTC_MAX_COST_USD)")
+
+
 def test_a_setting_below_the_shortest_answer_is_short_enough() -> None:
     """Who sets 1,000 tokens wants answers of 1,000 tokens."""
     offer = Budget(plan_limit=0.131).offer(Priced(max_output_tokens=1000), PROMPT, 0.0)

@@ -211,6 +211,26 @@ def test_every_file_that_compose_mounts_is_there(service: str) -> None:
     assert all((ROOT / source).exists() and mode.endswith(":ro") for source, mode in files)
 
 
+def test_every_volume_is_a_folder_that_its_user_may_write() -> None:
+    """Docker gives a new volume the owner of the image's folder that it is mounted on; without one it is root's."""
+    mounts = [
+        entry.partition(":")
+        for service in ("worker-generate", "worker-sandbox")
+        for entry in SERVICES[service]["volumes"]
+    ]
+    owned = re.findall(r"install -d -o ptc -g ptc (.+?)$", (DEPLOY / "Dockerfile").read_text(), re.MULTILINE)
+
+    assert {name for name, _, _ in mounts} <= COMPOSE["volumes"].keys()
+    assert {folder for _, _, folder in mounts} == set(owned[0].split())
+
+
+def test_the_image_can_run_the_tests_of_every_language() -> None:
+    """Its base has no Node."""
+    (extras,) = re.findall(r"'\.\[(.+)\]'", (DEPLOY / "Dockerfile").read_text())
+
+    assert {"worker", "node"} <= set(extras.split(","))
+
+
 def test_every_service_has_time_to_stop() -> None:
     """Docker's own ten seconds are too short for a model's answer."""
     assert [name for name, service in SERVICES.items() if "stop_grace_period" not in service] == []

@@ -207,6 +207,8 @@ STRUCTURE = [
     ("docs", "warning"),
     ("static/logo.png", "warning"),
     ("poetry.lock", "warning"),
+    ("src/app.py # the entry", "warning"),
+    ("├── app.py", "warning"),
     ("src/*.py", None),
     ("src/**", None),
     ("<module>.py", None),

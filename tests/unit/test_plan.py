@@ -72,6 +72,16 @@ def test_the_execution_id_is_stored_stripped(name: str) -> None:
         ),
         ({"architecture": {"x": "\ud800"}}, "not valid Unicode"),
         ({"architecture": {"x": {1, 2}}}, "set has no JSON form"),
+        ({"max_cost_usd": -0.01}, "greater than or equal to 0"),
+        ({"max_cost_usd": float("nan")}, "a finite number"),
+        ({"max_cost_usd": float("inf")}, "a finite number"),
+        ({"test_files": {"../x.py": ""}}, "'../x.py' is not allowed: it holds a '..' segment"),
+        ({"test_files": {"/x.py": ""}}, "'/x.py' is not allowed: it is absolute"),
+        ({"test_files": {"a.py": "\0"}}, "the content of 'a.py' is not text"),
+        ({"test_files": {"a.py": "\ud800"}}, "the content of 'a.py' is not text"),
+        ({"test_files": {"tests/a.py": "", "tests/A.py": ""}}, "'tests/A.py' clashes with another path"),
+        ({"test_files": {"tests": "", "tests/a.py": ""}}, "'tests' clashes with another path"),
+        ({"test_files": {f"test_{n}.py": "" for n in range(101)}}, "more than 100 files"),
     ],
 )
 def test_a_value_out_of_bounds_is_refused_with_its_message(fields: dict[str, Any], message: str) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ptc_worker.llm.prices import REPLAY_PREFIX
-from ptc_worker.llm.protocol import CHARS_PER_TOKEN
+from ptc_worker.llm.protocol import BYTES_PER_TOKEN
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -35,12 +35,12 @@ class Served:
     @property
     def prompt_tokens(self) -> int:
         """Tokens of the prompt, by length."""
-        return round(self.prompt_chars / CHARS_PER_TOKEN)
+        return round(self.prompt_chars / BYTES_PER_TOKEN)
 
     @property
     def completion_tokens(self) -> int:
         """Tokens of the answer, by length."""
-        return max(1, round(len(self.text) / CHARS_PER_TOKEN))
+        return max(1, round(len(self.text) / BYTES_PER_TOKEN))
 
 
 class Dialect(Protocol):
