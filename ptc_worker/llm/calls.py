@@ -105,14 +105,14 @@ class Caller:
     async def _answer_of(self, provider: Provider, prompt: Prompt, *, last: bool) -> Answer:
         """Return one provider's answer: the one it gave to somebody else, or a new one, if need be after retries."""
         asked = asked_of(provider, prompt)
-        if self.responses and (known := await self.responses.find(asked)):
+        if self.responses and (known := await self.responses.find(asked, provider.max_output_tokens)):
             return self._remembered(provider, known, asked)
         patience = Patience(self.deadline, last)
         async for attempt in stamina.retry_context(on=patience.wait_after, attempts=ATTEMPTS, timeout=None):
             with attempt:
                 answer, shortened = await self._ask_once(provider, prompt, patience)
         if not (answer.truncated and shortened):  # where it was cut then is our budget's doing
-            await self._remember(answer, asked)
+            await self._remember(answer, asked, provider.max_output_tokens)
         return answer
 
     async def _ask_once(self, provider: Provider, prompt: Prompt, patience: Patience) -> tuple[Answer, bool]:
@@ -179,7 +179,7 @@ class Caller:
         self._bill(self._begun(provider).remembered(known, asked))
         return Answer(text=known.text, truncated=known.truncated, provider=provider.name, model=known.model)
 
-    async def _remember(self, answer: Answer, asked: str) -> None:
+    async def _remember(self, answer: Answer, asked: str, max_output_tokens: int) -> None:
         """Keep an answer for others."""
         if self.responses is None:
             return
@@ -191,6 +191,7 @@ class Caller:
             model=answer.model,
             tokens=call.prompt_tokens + call.completion_tokens,
             cost_usd=call.cost_usd,
+            max_output_tokens=max_output_tokens,
         )
         await self.responses.keep(asked, response)
 
@@ -203,10 +204,7 @@ class Caller:
         if waits and not hopeless and (wait := min(waits)) < self._time_left():
             return BusyError(wait, f"no model can be asked for {wait:.0f} s: {message}")
         if any(error.kind == "budget" for error in errors):
-            return OverBudgetError(
-                f"the budget ends here: {message} (max_cost_usd of the plan, PTC_MAX_COST_USD and "
-                "PTC_MAX_COST_USD_PER_DAY set it)"
-            )
+            return OverBudgetError(f"the budget ends here: {message}")
         return NoAnswerError(f"no model answered: {message}")
 
     def _time_left(self) -> float:

@@ -35,6 +35,8 @@ class Response(BaseModel):
     """Tokens read and written."""
     cost_usd: float | None
     """US dollars; None if the price is unknown."""
+    max_output_tokens: int
+    """How long it could be."""
 
 
 class Responses:
@@ -43,16 +45,18 @@ class Responses:
     def __init__(self, redis: Redis, blobs: Blobs, ttl: int) -> None:
         self._redis, self._blobs, self._ttl = redis, blobs, ttl
 
-    async def find(self, asked: str) -> Response | None:
-        """Return the answer that is kept under a hash; one that cannot be read is none."""
+    async def find(self, asked: str, max_output_tokens: int) -> Response | None:
+        """Return the answer that is kept under a hash; one that cannot be read is none, nor is one cut too soon."""
         kept = cast("bytes | None", await self._redis.get(response_key(asked)))
         if kept is None:
             return None
         try:
-            return Response.model_validate_json(self._blobs.open(kept, "llm", asked))
+            response = Response.model_validate_json(self._blobs.open(kept, "llm", asked))
         except (UnreadableBlobError, ValidationError):
             log.warning("response_not_readable", response=asked)
             return None
+        cut_too_soon = response.truncated and response.max_output_tokens < max_output_tokens
+        return None if cut_too_soon else response
 
     async def keep(self, asked: str, response: Response) -> None:
         """Keep an answer, for as long as the setting says."""

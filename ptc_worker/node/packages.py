@@ -42,13 +42,15 @@ def node_needs(
     allowed: Collection[str] | None,
     builtin: Collection[str],
 ) -> NodeNeeds:
-    """Find out what has to be installed: what `package.json` names and the plan names, or `allowed` where that is set.
+    """Find out what has to be installed: what `package.json` and the plan name, and `allowed` too where that is set.
 
     What only a draft names is not installed: models invent names of packages, and others register what models invent.
     """
     facts = package_json(files)
     declared = dict(_declared(facts))
-    trusted = {_name_of(name) for name in plan_dependencies} if allowed is None else set(allowed)
+    trusted = {_name_of(name) for name in plan_dependencies}
+    if allowed is not None:
+        trusted &= set(allowed)
     wanted = {
         name: version for name, version in declared.items() if name in trusted and _is_plain(name, version)
     }

@@ -520,6 +520,7 @@ def test_packages_of_the_plan_are_installed(
         ([], None, "may not be installed here"),
         (["express"], None, "may not be installed here"),
         (["ptc-adds"], frozenset({"express"}), "may not be installed here"),
+        ([], frozenset({"ptc-adds"}), "may not be installed here"),
     ],
 )
 def test_packages_that_only_a_draft_names_are_not_installed(

@@ -168,6 +168,19 @@ def test_an_answer_that_was_cut_by_its_usual_limit_is_kept(workers: Workers, pri
     assert (outcome.truncated, row.outcome, requests_of(primary)) == (True, "truncated", 1)
 
 
+def test_an_answer_that_was_cut_is_no_answer_to_whoever_may_have_more(
+    workers: Workers, primary: ReplayServer
+) -> None:
+    """Whoever raises `PTC_MAX_OUTPUT_TOKENS` wants the rest."""
+    primary.faults.script([Fault.LENGTH])
+    workers.ask(Model.at(CLAUDE, primary.url, max_output_tokens=5000), remembers=True)
+
+    outcome, _ = workers.ask(Model.at(CLAUDE, primary.url, max_output_tokens=6000), remembers=True)
+
+    assert isinstance(outcome, Answer)
+    assert (outcome.truncated, requests_of(primary)) == (False, 2)
+
+
 def test_an_answer_that_was_cut_for_want_of_money_is_not_kept(
     workers: Workers, primary: ReplayServer
 ) -> None:

@@ -70,10 +70,12 @@ def test_what_the_plan_names_is_installed(plan: str) -> None:
 
 
 def test_what_is_allowed_counts_where_it_is_set() -> None:
-    """The operator's list, and not the plan's word."""
+    """It bounds what plans may name, and lets no draft have what its plan does not name."""
     dependencies = {"@scope/a": "1.x", "b": "2"}
 
-    assert needs("import '@scope/a/x'; import 'b';", dependencies, ["b"], {"@scope/a"}) == NodeNeeds(
+    assert needs(
+        "import '@scope/a/x'; import 'b';", dependencies, ["@scope/a", "b"], {"@scope/a"}
+    ) == NodeNeeds(
         (("@scope/a", "1.x"),), ("a.mjs imports the package 'b', which may not be installed here",)
     )
 
