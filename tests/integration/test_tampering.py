@@ -64,41 +64,71 @@ TRICKS: dict[str, tuple[list[str], dict[str, Any]]] = {
     ),
     "a module in front of one that tests take from elsewhere": (
         [
-            answer({"calc.py": CODE, "tests/test_calc.py": "import hypothesis\n" + TESTS.replace(
-                "def test", "@hypothesis.example(1)\n@hypothesis.given(hypothesis.strategies.integers())\ndef test"
-            ).replace("test_add()", "test_add(n)").replace("add(1, 2) == 3", "add(n, 2) == n + 2")}),
-            answer({"hypothesis.py": "from types import SimpleNamespace\nstrategies = SimpleNamespace(integers=int)\n"
-            "def given(*a):\n    def wrap(f):\n        def test_add():\n            pass\n        return test_add\n    return wrap\n"
-            "def example(*a):\n    return lambda f: f\n"}),
+            answer(
+                {
+                    "calc.py": CODE,
+                    "tests/test_calc.py": "import hypothesis\n"
+                    + TESTS.replace(
+                        "def test",
+                        "@hypothesis.example(1)\n@hypothesis.given(hypothesis.strategies.integers())\ndef test",
+                    )
+                    .replace("test_add()", "test_add(n)")
+                    .replace("add(1, 2) == 3", "add(n, 2) == n + 2"),
+                }
+            ),
+            answer(
+                {
+                    "hypothesis.py": "from types import SimpleNamespace\nstrategies = SimpleNamespace(integers=int)\n"
+                    "def given(*a):\n    def wrap(f):\n        def test_add():\n            pass\n        return test_add\n    return wrap\n"
+                    "def example(*a):\n    return lambda f: f\n"
+                }
+            ),
         ],
         {"dependencies": ["hypothesis"]},
     ),
     "tests that the project's own patterns collect": (
         [
-            answer({
-                "calc.py": CODE,
-                "checks/check_calc.py": TESTS,
-                "pyproject.toml": '[tool.pytest.ini_options]\npython_files = ["check_*.py"]\n',
-            }),
+            answer(
+                {
+                    "calc.py": CODE,
+                    "checks/check_calc.py": TESTS,
+                    "pyproject.toml": '[tool.pytest.ini_options]\npython_files = ["check_*.py"]\n',
+                }
+            ),
             answer({"checks/check_calc.py": EASY}),
         ],
         {},
     ),
     "a file of Node's that is named test.mjs": (
-        [answer({"calc.mjs": CODE_JS, "test.mjs": TESTS_JS, "a.test.mjs": EASY_JS}), answer({"test.mjs": EASY_JS})],
+        [
+            answer({"calc.mjs": CODE_JS, "test.mjs": TESTS_JS, "a.test.mjs": EASY_JS}),
+            answer({"test.mjs": EASY_JS}),
+        ],
         {},
     ),
     "a file of Node's that is named calc.test.mts": (
-        [answer({"calc.mjs": CODE_JS, "calc.test.mts": TESTS_JS, "a.test.mjs": EASY_JS}), answer({"calc.test.mts": EASY_JS})],
+        [
+            answer({"calc.mjs": CODE_JS, "calc.test.mts": TESTS_JS, "a.test.mjs": EASY_JS}),
+            answer({"calc.test.mts": EASY_JS}),
+        ],
         {},
     ),
     "a file of Node's that is named like no test": (
-        [answer({"calc.mjs": CODE_JS, "checks.mjs": TESTS_JS, "a.test.mjs": EASY_JS}), answer({"checks.mjs": EASY_JS})],
+        [
+            answer({"calc.mjs": CODE_JS, "checks.mjs": TESTS_JS, "a.test.mjs": EASY_JS}),
+            answer({"checks.mjs": EASY_JS}),
+        ],
         {},
     ),
     "a file without an ending in front of the tests' own": (
         [
-            answer({"calc.cjs": "exports.add = (a, b) => a - b", "tests/calc.test.cjs": HELPED_JS, "tests/checks.js": SAME_JS}),
+            answer(
+                {
+                    "calc.cjs": "exports.add = (a, b) => a - b",
+                    "tests/calc.test.cjs": HELPED_JS,
+                    "tests/checks.js": SAME_JS,
+                }
+            ),
             answer({"tests/checks": "exports.same = () => {}"}),
         ],
         {},
@@ -110,22 +140,47 @@ TRICKS: dict[str, tuple[list[str], dict[str, Any]]] = {
         ],
         {},
     ),
+    "a module in front of the given tests' own": (
+        [answer({"calc.py": CODE, "checks.py": NEVER})],
+        {"test_files": {"tests/test_calc.py": HELPED, "tests/checks.py": SAME}},
+    ),
+    "other data for a test that look like a project's configuration": (
+        [
+            answer(
+                {
+                    "calc.py": CODE,
+                    "tests/data/package.json": '{"sum": 3}',
+                    "tests/test_calc.py": "import json\nfrom pathlib import Path\n"
+                    + TESTS.replace(
+                        "== 3",
+                        "== json.loads((Path(__file__).parent / 'data/package.json').read_text())['sum']",
+                    ),
+                }
+            ),
+            answer({"tests/data/package.json": '{"sum": -1}'}),
+        ],
+        {},
+    ),
     "code of Node that rewrites what given tests read": (
         [
-            answer({
-                "calc.mjs": "import { writeFileSync } from 'node:fs'\n"
-                "writeFileSync('tests/expected.json', '{\"sum\": -1}')\n" + CODE_JS,
-            }),
+            answer(
+                {
+                    "calc.mjs": "import { writeFileSync } from 'node:fs'\n"
+                    "writeFileSync('tests/expected.json', '{\"sum\": -1}')\n" + CODE_JS,
+                }
+            ),
         ],
         {"test_files": {"tests/given.test.mjs": READS_JS, "tests/expected.json": '{"sum": 3}'}},
     ),
     "a test of Node that rewrites what other tests import": (
         [
             answer({"calc.mjs": CODE_JS, "calc.test.mjs": TESTS_JS}),
-            answer({
-                "a.test.mjs": EASY_JS + "import { writeFileSync } from 'node:fs'\n"
-                f"writeFileSync('calc.mjs', {json.dumps(RIGHT_JS)})\n",
-            }),
+            answer(
+                {
+                    "a.test.mjs": EASY_JS + "import { writeFileSync } from 'node:fs'\n"
+                    f"writeFileSync('calc.mjs', {json.dumps(RIGHT_JS)})\n",
+                }
+            ),
         ],
         {},
     ),
@@ -152,7 +207,13 @@ _READS = (
 HONEST: dict[str, tuple[list[str], dict[str, Any]]] = {
     "tests for a runner that is not there are written anew": (
         [
-            answer({"calc.mjs": RIGHT_JS, "calc.test.mjs": _VITEST, "package.json": '{"scripts": {"test": "vitest"}}'}),
+            answer(
+                {
+                    "calc.mjs": RIGHT_JS,
+                    "calc.test.mjs": _VITEST,
+                    "package.json": '{"scripts": {"test": "vitest"}}',
+                }
+            ),
             answer({"calc.test.mjs": TESTS_JS, "package.json": '{"scripts": {"test": "node --test"}}'}),
         ],
         {},
@@ -166,7 +227,13 @@ HONEST: dict[str, tuple[list[str], dict[str, Any]]] = {
     ),
     "the configuration of a runner that is not there is taken away": (
         [
-            answer({"calc.mjs": RIGHT_JS, "calc.test.mjs": TESTS_JS, "vitest.config.mjs": "import 'vitest/config'\n"}),
+            answer(
+                {
+                    "calc.mjs": RIGHT_JS,
+                    "calc.test.mjs": TESTS_JS,
+                    "vitest.config.mjs": "import 'vitest/config'\n",
+                }
+            ),
             'It goes.\n<delete path="vitest.config.mjs"/>',
         ],
         {},
@@ -180,7 +247,13 @@ HONEST: dict[str, tuple[list[str], dict[str, Any]]] = {
     ),
     "a wrong fixture is corrected": (
         [
-            answer({"calc.py": RIGHT, "tests/test_calc.py": _FIXTURE, "tests/conftest.py": _THREE.replace("3", "4")}),
+            answer(
+                {
+                    "calc.py": RIGHT,
+                    "tests/test_calc.py": _FIXTURE,
+                    "tests/conftest.py": _THREE.replace("3", "4"),
+                }
+            ),
             answer({"tests/conftest.py": _THREE}, "test_add contradicts requirement 1: its fixture is wrong"),
         ],
         {},
@@ -194,8 +267,62 @@ HONEST: dict[str, tuple[list[str], dict[str, Any]]] = {
     ),
     "a refused configuration is corrected": (
         [
-            answer(_PYTHON | {"calc.py": RIGHT, "pytest.ini": "[pytest]\nrequired_plugins = pytest-nowhere\n"}),
+            answer(
+                _PYTHON | {"calc.py": RIGHT, "pytest.ini": "[pytest]\nrequired_plugins = pytest-nowhere\n"}
+            ),
             answer({"pytest.ini": "[pytest]\n"}, "no test can run with it"),
+        ],
+        {},
+    ),
+    "a first draft brings its configuration": (
+        [
+            answer(
+                {
+                    "calc.py": RIGHT,
+                    "tests/test_calc.py": _FIXTURE,
+                    "tests/conftest.py": _THREE,
+                    "pyproject.toml": '[tool.pytest.ini_options]\ntestpaths = ["tests"]\n',
+                }
+            )
+        ],
+        {},
+    ),
+    "a first draft without tests": (
+        [answer({"calc.py": RIGHT, "tests/__init__.py": ""}), answer({"tests/test_calc.py": TESTS})],
+        {},
+    ),
+    "a test of Node that uses a package it cannot have": (
+        [
+            answer({"calc.mjs": RIGHT_JS, "calc.test.mjs": "import 'supertest'\n" + TESTS_JS}),
+            answer({"calc.test.mjs": TESTS_JS}),
+        ],
+        {},
+    ),
+    "a fresh start in the package that tests are for": (
+        [
+            answer(
+                {
+                    "calc/__init__.py": CODE,
+                    "tests/__init__.py": "",
+                    "tests/calc/__init__.py": "",
+                    "tests/calc/test_add.py": TESTS,
+                }
+            ),
+            answer({"calc/__init__.py": CODE + "# again\n"}),
+            answer({"calc/__init__.py": "from calc.adding import add as add\n", "calc/adding.py": RIGHT}),
+        ],
+        {},
+    ),
+    "a fresh start with a new configuration": (
+        [
+            answer(
+                _PYTHON
+                | {
+                    "pyproject.toml": '[project]\nname = "a"\n[tool.pytest.ini_options]\ntestpaths = ["tests"]\n'
+                }
+            ),
+            answer({"calc.py": CODE + "# again\n"}),
+            answer({"calc.py": RIGHT, "pyproject.toml": '[project]\nname = "b"\n'}),
         ],
         {},
     ),
@@ -218,11 +345,14 @@ HONEST: dict[str, tuple[list[str], dict[str, Any]]] = {
     ),
     "TypeScript that imports by the name it will have": (
         [
-            answer({
-                "src/calc.ts": "export const add = (a: number, b: number): number => a + b\n",
-                "tests/calc.test.ts": TESTS_JS.replace("./calc.mjs", "../src/calc.js"),
-            })
-        ] * 2,
+            answer(
+                {
+                    "src/calc.ts": "export const add = (a: number, b: number): number => a + b\n",
+                    "tests/calc.test.ts": TESTS_JS.replace("./calc.mjs", "../src/calc.js"),
+                }
+            ),
+            answer({"tests/calc.test.ts": TESTS_JS.replace("./calc.mjs", "../src/calc.ts")}),
+        ],
         {},
     ),
 }

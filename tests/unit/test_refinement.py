@@ -234,8 +234,8 @@ def _contents(merge: Merge) -> dict[str, str]:
         ("sitecustomize.py", ""),
         ("src/usercustomize.py", ""),
         ("evil.pth", "import os"),
-        ("package.json", '{"scripts": {"test": "true"}}'),
-        ("vitest.config.ts", ""),
+        ("pytest.toml", "[pytest]\n"),
+        ("node_modules/assert/index.js", ""),
     ],
 )
 def test_a_change_of_frozen_tests_is_discarded_and_reported(path: str, content: str) -> None:
@@ -260,7 +260,8 @@ def test_a_frozen_test_cannot_be_deleted() -> None:
         ("tests/test_b.py", "def test_b():\n    assert True\n"),
         ("tests/data/rows.csv", "1"),
         ("pyproject.toml", "[project]\nname = 'a'\n"),
-        ("package.json", '{"name": "a"}'),
+        ("package.json", '{"scripts": {"test": "node --test"}}'),
+        ("vitest.config.ts", ""),
         ("tests/test_a.py", TESTS["tests/test_a.py"]),
     ],
 )
@@ -302,12 +303,13 @@ def test_a_dispute_changes_frozen_tests_once() -> None:
     "files",
     [
         {"tests/test_a.py": "def helper():\n    pass\n"},
-        {"conftest.py": "import os"},
-        {"pytest.ini": "[pytest]\naddopts = --co\n"},
+        {"tests/test_a.py": "def helper():\n    pass\n", "pytest.ini": "[pytest]\npython_files = *.py\n"},
+        {"sitecustomize.py": ""},
+        {"Tests/Test_a.py": "def test_a():\n    pass\n"},
     ],
 )
-def test_a_dispute_makes_tests_neither_fewer_nor_runs_them_differently(files: dict[str, str]) -> None:
-    """It is a way to correct an expectation."""
+def test_a_dispute_makes_tests_no_fewer_and_moves_none(files: dict[str, str]) -> None:
+    """It is a way to correct an expectation, and what it is drawn from."""
     merge = merged(make_plan(), _frozen(), _answer(files, (), "wrong"))
 
     assert (merge.repair, merge.rejected, _contents(merge)) == (None, [*files], {"a.py": "old", **TESTS})
