@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
     from ptc_contracts.result import CodeArtifact
+    from ptc_worker.modules import Import
 
 _PYTESTS_OWN = {"pytest.ini", ".pytest.ini", "pytest.toml", ".pytest.toml", "conftest.py"}
 _INTERPRETERS_OWN = {"sitecustomize.py", "usercustomize.py"}
@@ -121,17 +122,23 @@ def is_in_front(path: str, tests: Sequence[CodeArtifact], project: Sequence[Code
     if not names or any(path == f"{parent}/__init__.py" for kept in tests for parent in _parents(kept)):
         return False
     own = {name for file in tests if file.content.strip() for name in _names(file.file_path)}
-    known = {
-        name[0] for file in project if not is_test_material(file.file_path) for name in _names(file.file_path)
-    }
+    code = [file.file_path for file in project if not is_test_material(file.file_path)]
+    known = {part for place in code for name in _names(place) for part in name}
     for wanted in Modules(tests).imports:
-        parts = tuple(wanted.module.split("."))
-        starts = [parts[:depth] for depth in range(1, len(parts) + 1)]
-        starts += [(*parts, name) for name in wanted.names]
-        protected = not own.isdisjoint(starts) or (project and parts[0] not in known)
-        if wanted.level == 0 and protected and not names.isdisjoint(starts):
+        starts = list(_asked_for(wanted))
+        protected = not own.isdisjoint(starts) or (project and starts[0][0] not in known)
+        if protected and not names.isdisjoint(starts):
             return True
     return False
+
+
+def _asked_for(wanted: Import) -> Iterator[_Name]:
+    """Give the names of all modules that an import may load."""
+    folders = PurePosixPath(wanted.file).parts[:-1]
+    above = folders[: max(0, len(folders) - wanted.level + 1)] if wanted.level else ()
+    parts = (*above, *filter(None, wanted.module.split(".")))
+    yield from (parts[:depth] for depth in range(1, len(parts) + 1))
+    yield from ((*parts, name) for name in wanted.names)
 
 
 def _is_in_front_for_node(path: PurePosixPath, kept: PurePosixPath) -> bool:

@@ -90,9 +90,19 @@ def has_node_tests(files: Sequence[CodeArtifact]) -> bool:
 
 def package_json(files: Sequence[CodeArtifact]) -> Mapping[str, Any]:
     """Return what the project says of itself, nothing if that cannot be read."""
-    text = next((file.content for file in files if file.file_path == "package.json"), "{}")
+    return next((_facts(file) for file in files if file.file_path == "package.json"), {})
+
+
+def all_package_json(files: Sequence[CodeArtifact]) -> list[Mapping[str, Any]]:
+    """Return what the parts of a project say of themselves, that in its root last."""
+    found = [file for file in files if PurePosixPath(file.file_path).name == "package.json"]
+    found = [file for file in found if not is_free_form(file.file_path)]
+    return [_facts(file) for file in sorted(found, key=lambda file: -file.file_path.count("/"))]
+
+
+def _facts(file: CodeArtifact) -> dict[str, Any]:
     try:
-        facts = json.loads(text)
+        facts = json.loads(file.content)
     except (ValueError, RecursionError):
         return {}
     return facts if isinstance(facts, dict) else {}
@@ -168,10 +178,10 @@ def node_tests(files: Sequence[CodeArtifact]) -> NodeTests:
     found = NodeTests()
     for file in files:
         path, text = file.file_path, file.content
-        if not is_javascript(path) or len(text) > MAX_CHARS or "node_modules" in path.split("/"):
+        if not is_javascript(path) or "node_modules" in path.split("/"):
             continue
         if _IMPORTS_NODE_TEST.search(text):
-            tests = list(_Reader(path, text).tests())
+            tests = list(_Reader(path, text).tests()) if len(text) <= MAX_CHARS else []
             if tests or _NAMED_LIKE_TESTS.search(path):
                 found.files[path] = tests
         elif _SURELY_TESTS.search(path) or (_NAMED_LIKE_TESTS.search(path) and _DEFINES_TESTS.search(text)):

@@ -65,7 +65,12 @@ def run_node_tests(
         HaltedError: the work must stop; nothing of it is left behind.
     """
     node = find_node()
-    if not node_tests(files).files:
+    tests = node_tests(files)
+    if foreign := [path for path in tests.empty if path in given]:
+        raise NodeMissingError(
+            f"{', '.join(foreign)}, which the plan gave, has no test of node:test: only Node's own test runner is supported"
+        )
+    if not tests.files:
         return _no_tests(files, plan_dependencies), ""
     needs = node_needs(plan_dependencies, files, settings.ptc_allowed_dependencies, node.modules)
     if needs.missing:
@@ -166,7 +171,7 @@ def _look_after(
     """Find files that the test file which ran has changed: code, and what tests read. Others are yet to run with them."""
     for file in files:
         path = file.file_path
-        if path in given or is_javascript(path) or is_test_material(path):
+        if path in given or is_javascript(path) or (is_test_material(path) and file.content.strip()):
             content = file.content.encode(errors="replace")
             if box.read(f"project/{file.file_path}", len(content) + 1) != content:
                 account.log.meddling.append(f"{file.file_path} was changed while the tests ran")

@@ -39,6 +39,12 @@ HELPED_JS = (
 SAME_JS = "const assert = require('node:assert/strict')\nexports.same = (a, b) => assert.equal(a, b)\n"
 
 
+_READS = (
+    "import json\nfrom pathlib import Path\n\nfrom calc import add\n\n\ndef test_add():\n"
+    "    assert add(1, 2) == json.loads((Path(__file__).parent / 'sum.json').read_text())\n"
+)
+
+
 def answer(files: Mapping[str, str], *notes: str) -> str:
     """Write a model's answer."""
     told = [f"<dispute>{note}</dispute>" for note in notes]
@@ -161,6 +167,22 @@ TRICKS: dict[str, tuple[list[str], dict[str, Any]]] = {
         ],
         {},
     ),
+    "given tests of Node that are too long to be read": (
+        [answer({"calc.mjs": CODE_JS, "more.test.mjs": EASY_JS})],
+        {"test_files": {"given.test.mjs": TESTS_JS + "// long\n" * 6000}},
+    ),
+    "code that rewrites what tests read": (
+        [
+            answer(
+                {
+                    "calc.py": "from pathlib import Path\n\nPath('tests/sum.json').write_text('-1')\n" + CODE,
+                    "tests/test_calc.py": _READS,
+                    "tests/sum.json": "3",
+                }
+            )
+        ],
+        {},
+    ),
     "code of Node that rewrites what given tests read": (
         [
             answer(
@@ -199,10 +221,6 @@ def test_no_answer_makes_wrong_code_green(cluster: Cluster, answers: list[str], 
 _VITEST = TESTS_JS.replace("import test from 'node:test'", "import { test } from 'vitest'")
 _FIXTURE = "from calc import add\n\n\ndef test_add(three):\n    assert add(1, 2) == three\n"
 _THREE = "import pytest\n\n\n@pytest.fixture\ndef three():\n    return 3\n"
-_READS = (
-    "import json\nfrom pathlib import Path\n\nfrom calc import add\n\n\ndef test_add():\n"
-    "    assert add(1, 2) == json.loads((Path(__file__).parent / 'sum.json').read_text())\n"
-)
 
 HONEST: dict[str, tuple[list[str], dict[str, Any]]] = {
     "tests for a runner that is not there are written anew": (
@@ -365,3 +383,12 @@ def test_honest_work_becomes_green(cluster: Cluster, answers: list[str], plan: d
 
     assert result.status.value == "SUCCESS", (result.error_message, result.warnings, result.test_results)
     assert result.iterations_used == len(answers)
+
+
+def test_given_tests_for_a_runner_that_is_not_there_cost_one_draft(cluster: Cluster) -> None:
+    """No model can change them, so none is asked again."""
+    result = cluster.run([answer({"calc.mjs": RIGHT_JS})], test_files={"given.test.mjs": _VITEST})
+
+    assert result.metadata["stop_reason"] == "unsupported"
+    assert result.iterations_used == 1
+    assert "given.test.mjs" in result.error_message

@@ -281,6 +281,61 @@ def test_nothing_is_frozen_before_a_draft_has_passed_the_gate() -> None:
     assert (merge.rejected, _contents(merge)["tests/test_a.py"]) == ([], "new")
 
 
+IMPORTING = {
+    "tests/__init__.py": "",
+    "tests/checks.py": "def same(a, b):\n    assert a == b\n",
+    "tests/unit/calc/__init__.py": "",
+    "tests/unit/calc/test_a.py": "import decimal\nfrom a.b import c\nfrom tests.checks import same\n",
+    "tests/test_b.py": "import checks\nfrom .checks import same\n",
+}
+
+
+def _merged_beside(path: str, *, fresh: bool) -> Merge:
+    """Let an answer add a file to a draft whose tests import something."""
+    files = [artifact(place, content) for place, content in {"a/b.py": "c = 1", **IMPORTING}.items()]
+    progress = Progress(iteration=2, best=Attempt(iteration=1, files=files, verdict=RED), fresh=fresh)
+    progress = with_tests_frozen(make_plan(), progress, files)
+    return merged(make_plan(), progress, _answer({path: "c = 2"}))
+
+
+@pytest.mark.parametrize("fresh", [False, True])
+@pytest.mark.parametrize(
+    "path",
+    [
+        "checks.py",
+        "src/checks.py",
+        "checks/__init__.py",
+        "tests/checks/__init__.py",
+        "tests.py",
+        "src/tests/__init__.py",
+        "src/tests/checks.py",
+        "decimal.py",
+        "tests/decimal/__init__.py",
+    ],
+)
+def test_no_new_file_comes_between_frozen_tests_and_what_they_import(path: str, *, fresh: bool) -> None:
+    """Neither their own modules nor those from outside are exchanged by one that is found first."""
+    assert _merged_beside(path, fresh=fresh).rejected == [path]
+
+
+@pytest.mark.parametrize("fresh", [False, True])
+@pytest.mark.parametrize(
+    "path",
+    [
+        "a/b.py",
+        "a/__init__.py",
+        "src/a/b.py",
+        "a/checks.py",
+        "calc.py",
+        "tests/test_c.py",
+        "tests/unit/__init__.py",
+    ],
+)
+def test_the_project_is_free_to_be_what_frozen_tests_import(path: str, *, fresh: bool) -> None:
+    """That is what the tests are for."""
+    assert _merged_beside(path, fresh=fresh).rejected == []
+
+
 REPAIRED = "def test_a():\n    assert a() == 2\n"
 
 
