@@ -8,7 +8,7 @@ from fnmatch import fnmatchcase
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
-from ptc_worker.filetypes import TEST_FOLDERS, is_test
+from ptc_worker.filetypes import TEST_FOLDERS, import_path, is_test
 from ptc_worker.javascript import is_javascript, node_tests
 from ptc_worker.modules import Modules
 from ptc_worker.syntax import toml_tree
@@ -28,9 +28,6 @@ _IN_PART = {"pyproject.toml", "setup.cfg", "tox.ini", "package.json"}
 
 _SECTION = re.compile(r"^\[(?:tool:)?pytest\b.*?(?=^\[|\Z)", re.MULTILINE | re.DOTALL)
 _NODES_RUNNER = re.compile(r"\bnode\b.*--test\b")
-_ON_PATH = {"src", "tests"}
-"""Folders that are on the import path beside the project's root."""
-
 _Name = tuple[str, ...]
 
 
@@ -118,12 +115,13 @@ def is_in_front(path: str, tests: Sequence[CodeArtifact], project: Sequence[Code
     """
     if any(_is_in_front_for_node(PurePosixPath(path), PurePosixPath(kept.file_path)) for kept in tests):
         return True
-    names = set(_names(path))
+    roots = import_path(file.file_path for file in [*tests, *project])
+    names = set(_names(path, roots))
     if not names or any(path == f"{parent}/__init__.py" for kept in tests for parent in _parents(kept)):
         return False
-    own = {name for file in tests if file.content.strip() for name in _names(file.file_path)}
+    own = {name for file in tests if file.content.strip() for name in _names(file.file_path, roots)}
     code = [file.file_path for file in project if not is_test_material(file.file_path)]
-    known = {part for place in code for name in _names(place) for part in name}
+    known = {part for place in code for name in _names(place, roots) for part in name}
     for wanted in Modules(tests).imports:
         starts = list(_asked_for(wanted))
         protected = not own.isdisjoint(starts) or (project and starts[0][0] not in known)
@@ -154,7 +152,7 @@ def _is_in_front_for_node(path: PurePosixPath, kept: PurePosixPath) -> bool:
     return before_json or path == kept.with_suffix("") or (bool(kept.parent.name) and folder)
 
 
-def _names(path: str) -> Iterator[_Name]:
+def _names(path: str, roots: Sequence[str]) -> Iterator[_Name]:
     """Give the names under which Python imports a file: none if it is no module."""
     file = PurePosixPath(path)
     if file.suffix != ".py":
@@ -162,8 +160,10 @@ def _names(path: str) -> Iterator[_Name]:
     parts = file.parts[:-1] if file.stem == "__init__" else (*file.parts[:-1], file.stem)
     if parts:
         yield parts
-    if len(parts) > 1 and parts[0] in _ON_PATH:
-        yield parts[1:]
+    for root in roots:
+        above = PurePosixPath(root).parts
+        if above and len(parts) > len(above) and parts[: len(above)] == above:
+            yield parts[len(above) :]
 
 
 def _parents(file: CodeArtifact) -> list[PurePosixPath]:

@@ -130,8 +130,10 @@ def _changes(progress: Progress, files: Sequence[CodeArtifact]) -> list[CodeArti
 
 
 def _count(tests: Sequence[CodeArtifact]) -> int:
-    """Count the tests that files are sure to define."""
-    return len(expected_of(tests).tests) + node_tests(tests).count
+    """Count the tests that files are sure to define, and that run on every condition."""
+    expected, nodes = expected_of(tests), node_tests(tests).files.values()
+    always = [test for test in expected.tests if not expected.may_be_left_out(test)]
+    return len(always) + sum(not test.conditional for defined in nodes for test in defined)
 
 
 def _overlaid(

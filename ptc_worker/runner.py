@@ -16,7 +16,7 @@ from packaging.utils import canonicalize_name
 from ptc_contracts.paths import clashes_among
 from ptc_worker.environments import environment
 from ptc_worker.expected import expected_of
-from ptc_worker.filetypes import artifact
+from ptc_worker.filetypes import artifact, import_path
 from ptc_worker.frozen import is_test_material
 from ptc_worker.sandbox import open_sandbox
 from ptc_worker.sandbox.protocol import SandboxError
@@ -154,13 +154,14 @@ def pytest_command(folder: Path, files: Sequence[CodeArtifact]) -> list[str]:
     discovery, no module of its own before pytest's.
     """
     plugins = _plugins(folder, files)
+    path = import_path(file.file_path for file in files if file.file_path.endswith(".py"))
     return [
         *(str(folder / "bin" / "python"), "-P", "-B", "-m", "pytest", "-q", "--tb=short", "--color=no"),
         *("-p", "no:cacheprovider", "--import-mode=importlib", "--rootdir=."),
         # The last to be loaded is the first to be asked: before a plugin that loads code of the project, as Django's.
         *(part for name in (*plugins, PLUGIN) for part in ("-p", name)),
         *(_loop_scope(files) if "asyncio" in plugins else ()),
-        *("-o", "addopts=", "-o", "pythonpath=src . tests", "."),
+        *("-o", "addopts=", "-o", f"pythonpath={shlex.join(path)}", "."),
     ]
 
 
