@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
@@ -35,6 +36,8 @@ REPEATS_TO_STOP = 3
 """How often the same failure comes before the draft is thrown away, and before the run is stuck. The same dialogue
 on and on loses most of its power to repair after two or three tries; a fresh start restores it (arXiv 2506.18403)."""
 
+
+_DISCARDED = re.compile(r"\AYour changes of .+ were discarded: these tests stand\.\n\n")
 
 UNWANTED = {StopReason.MAX_ITERATIONS, StopReason.STUCK, StopReason.UNPARSEABLE}
 """Ends whose answers nobody wants to get again: whoever submits the plan once more hopes for better ones."""
@@ -199,11 +202,11 @@ def with_tests_frozen(plan: PTCExecutionPlan, progress: Progress, files: Sequenc
 
 def with_rejections(verdict: Verdict, rejected: Collection[str]) -> Verdict:
     """Tell the model of its changes that were discarded."""
-    if not rejected or verdict.outcome is Outcome.PASSED:
+    if verdict.outcome is Outcome.PASSED:
         return verdict
-    told = f"Your changes of {', '.join(rejected)} were discarded: these tests stand."
-    findings = verdict.feedback.removeprefix(f"{told}\n\n")  # an unchanged draft has the verdict that it had
-    return verdict.model_copy(update={"feedback": f"{told}\n\n{findings}"})
+    told = [f"Your changes of {', '.join(rejected)} were discarded: these tests stand."] if rejected else []
+    findings = _DISCARDED.sub("", verdict.feedback)  # an unchanged draft has the verdict that it had
+    return verdict.model_copy(update={"feedback": "\n\n".join([*told, findings])})
 
 
 def unreadable_verdict() -> Verdict:

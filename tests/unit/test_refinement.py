@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
+
 import pytest
 from support import make_plan
 
 from ptc_contracts import ExecutionStatus, TestResult
-from ptc_contracts.progress import Attempt, IterationNote, Progress, StopReason, TestRepair
+from ptc_contracts.progress import Attempt, IterationNote, Progress, StopReason, TestRepair, conclude
 from ptc_contracts.verdicts import Outcome, Verdict
 from ptc_worker.filetypes import artifact
 from ptc_worker.parsing import ParsedAnswer
@@ -411,4 +413,28 @@ def test_the_model_is_told_which_of_its_changes_were_discarded() -> None:
     told = with_rejections(RED.model_copy(update={"feedback": "1 failed"}), ["tests/test_a.py"])
 
     assert told.feedback == ("Your changes of tests/test_a.py were discarded: these tests stand.\n\n1 failed")
+    assert with_rejections(told, ["conftest.py"]).feedback.endswith(
+        "of conftest.py were discarded: these tests stand.\n\n1 failed"
+    )
+    assert with_rejections(told, []).feedback == "1 failed"
     assert with_rejections(GREEN, ["tests/test_a.py"]) == GREEN
+
+
+def test_an_iteration_counts_when_it_has_left_a_draft() -> None:
+    """One in which the run is cancelled, or its time runs out, has not."""
+    progress = _noted("a", iteration=2)
+    counted = [
+        conclude(
+            make_plan(),
+            each,
+            ExecutionStatus.TIMEOUT,
+            run_id="r",
+            cache_key="k",
+            calls=[],
+            stop_reason=StopReason.TIMEOUT,
+            started_at=datetime.now(UTC),
+        ).iterations_used
+        for each in (progress, progress.model_copy(update={"draft": []}))
+    ]
+
+    assert counted == [1, 2]
