@@ -74,21 +74,18 @@ def is_exchange(file: CodeArtifact, standing: Iterable[CodeArtifact]) -> bool:
     )
 
 
-def is_change_of_tests(
-    file: CodeArtifact, frozen: Sequence[CodeArtifact], project: Sequence[CodeArtifact] = ()
-) -> bool:
+def is_change_of_tests(file: CodeArtifact, frozen: Sequence[CodeArtifact], imported: Imported) -> bool:
     """Tell whether an answer's file would change frozen tests, how they run, or what they import.
 
     A new test file changes nothing that stands. New configuration of tests does, and so does a file where a frozen
-    one's folder must be, or below one. `project` is the best draft: what it has is no news.
+    one's folder must be, or below one.
     """
     if not is_part_of_tests(file):
         return _is_change_of_settings(file, frozen)
     if any(kept.file_path == file.file_path for kept in frozen):
         return is_exchange(file, frozen)
-    known = any(kept.file_path == file.file_path for kept in project)
-    own = is_runners_own(file.file_path)
-    return own or is_exchange(file, frozen) or (not known and is_in_front(file.file_path, frozen, project))
+    path = file.file_path
+    return is_runners_own(path) or is_exchange(file, frozen) or imported.hidden_by(path)
 
 
 def is_removal_of_tests(path: str, frozen: Sequence[CodeArtifact]) -> bool:
@@ -108,26 +105,31 @@ def is_interpreters_own(path: str) -> bool:
     return name in _INTERPRETERS_OWN or name.endswith(".pth") or "node_modules" in folders
 
 
-def is_in_front(path: str, tests: Sequence[CodeArtifact], project: Sequence[CodeArtifact] = ()) -> bool:
-    """Tell whether a new file would be imported by tests in the place of what they import now.
+class Imported:
+    """What tests import: modules of their own, and, where the rest of the project is known, those from outside of it."""
 
-    That is a module of their own, or, where the rest of the `project` is known, one from outside of it.
-    """
-    if any(_is_in_front_for_node(PurePosixPath(path), PurePosixPath(kept.file_path)) for kept in tests):
-        return True
-    roots = import_path(file.file_path for file in [*tests, *project])
-    names = set(_names(path, roots))
-    if not names or any(path == f"{parent}/__init__.py" for kept in tests for parent in _parents(kept)):
-        return False
-    own = {name for file in tests if file.content.strip() for name in _names(file.file_path, roots)}
-    code = [file.file_path for file in project if not is_test_material(file.file_path)]
-    known = {part for place in code for name in _names(place, roots) for part in name}
-    for wanted in Modules(tests).imports:
-        starts = list(_asked_for(wanted))
-        protected = not own.isdisjoint(starts) or (project and starts[0][0] not in known)
-        if protected and not names.isdisjoint(starts):
+    def __init__(self, tests: Sequence[CodeArtifact], project: Sequence[CodeArtifact] = ()) -> None:
+        """Take the tests that stand, and the best draft: what it has is no news."""
+        self._tests = [PurePosixPath(file.file_path) for file in tests]
+        self._there = {file.file_path for file in project}
+        self._roots = import_path(file.file_path for file in [*tests, *project])
+        own = {name for file in tests if file.content.strip() for name in _names(file.file_path, self._roots)}
+        code = [file.file_path for file in project if not is_test_material(file.file_path)]
+        known = {part for place in code for name in _names(place, self._roots) for part in name}
+        self._kept: set[_Name] = set()
+        for wanted in Modules(tests).imports:
+            starts = set(_asked_for(wanted))
+            if not own.isdisjoint(starts) or (project and not any(start[0] in known for start in starts)):
+                self._kept |= starts
+
+    def hidden_by(self, path: str) -> bool:
+        """Tell whether a new file would be imported by the tests in the place of what they import now."""
+        if path in self._there:
+            return False
+        if any(_is_in_front_for_node(PurePosixPath(path), kept) for kept in self._tests):
             return True
-    return False
+        beside = any(path == f"{parent}/__init__.py" for kept in self._tests for parent in kept.parents)
+        return not beside and not self._kept.isdisjoint(_names(path, self._roots))
 
 
 def _asked_for(wanted: Import) -> Iterator[_Name]:
@@ -164,10 +166,6 @@ def _names(path: str, roots: Sequence[str]) -> Iterator[_Name]:
         above = PurePosixPath(root).parts
         if above and len(parts) > len(above) and parts[: len(above)] == above:
             yield parts[len(above) :]
-
-
-def _parents(file: CodeArtifact) -> list[PurePosixPath]:
-    return list(PurePosixPath(file.file_path).parents)[:-1]
 
 
 def _is_another_runners(path: str) -> bool:

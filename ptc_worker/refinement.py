@@ -13,10 +13,10 @@ from ptc_contracts.verdicts import Outcome, Verdict
 from ptc_worker.expected import expected_of
 from ptc_worker.filetypes import artifact
 from ptc_worker.frozen import (
+    Imported,
     frozen_files,
     is_change_of_tests,
     is_exchange,
-    is_in_front,
     is_interpreters_own,
     is_part_of_tests,
     is_removal_of_tests,
@@ -74,9 +74,8 @@ def merged(plan: PTCExecutionPlan, progress: Progress, answer: ParsedAnswer) -> 
     """
     given = [artifact(path, content) for path, content in plan.test_files.items()]
     frozen = progress.frozen or []
-    protected = [
-        file for file in answer.files if is_exchange(file, given) or is_in_front(file.file_path, given)
-    ]
+    imported = Imported(given)
+    protected = [f for f in answer.files if is_exchange(f, given) or imported.hidden_by(f.file_path)]
     changed = _changes(progress, [file for file in answer.files if file not in protected])
     repair = _repair_in(progress, answer, changed)
     repairable = {_name(path) for path in repair.files} if repair else set()
@@ -128,8 +127,8 @@ def _changes(progress: Progress, files: Sequence[CodeArtifact]) -> list[CodeArti
     """Choose the files of an answer that would change frozen tests."""
     if progress.frozen is None:
         return []
-    project = progress.best.files if progress.best else []
-    return [file for file in files if is_change_of_tests(file, progress.frozen, project)]
+    imported = Imported(progress.frozen, progress.best.files if progress.best else [])
+    return [file for file in files if is_change_of_tests(file, progress.frozen, imported)]
 
 
 def _count(tests: Sequence[CodeArtifact]) -> int:
