@@ -187,7 +187,7 @@ def conclude(
         status=status,
         artifacts=progress.best_files,
         test_results=verdict.test_results if verdict else None,
-        iterations_used=progress.iteration,
+        iterations_used=len(progress.history) + (progress.draft is not None),
         error_message=error_message,
         warnings=progress.warnings,
         llm_usage=usage_of(calls),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
 from ptc_contracts.bill import Request
@@ -50,8 +51,13 @@ def next_request(readings: Sequence[Reading]) -> Request | None:
 
 
 def joined(readings: Sequence[Reading]) -> ParsedAnswer:
-    """Put the answers of an iteration together; a file that was given again counts as it was given last."""
+    """Put the answers of an iteration together; a file that was given again counts as it was given last.
+
+    A file that is a folder in another answer is left out, as it is within one.
+    """
     files = {file.file_path.casefold(): file for reading in readings for file in reading.parsed.files}
+    folders = {str(parent) for path in files for parent in PurePosixPath(path).parents}
+    files = {path: file for path, file in files.items() if path not in folders}
     parsed = [reading.parsed for reading in readings]
     return ParsedAnswer(
         files=list(files.values()),

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from pathlib import PurePosixPath
+from typing import TYPE_CHECKING
 
 from ptc_contracts.result import ArtifactType, CodeArtifact
 
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
 _LANGUAGES = {
     ".py": "python", ".pyi": "python", ".js": "javascript", ".mjs": "javascript", ".cjs": "javascript",
-    ".jsx": "javascript", ".ts": "typescript", ".tsx": "typescript", ".go": "go", ".rs": "rust", ".java": "java",
+    ".jsx": "javascript", ".ts": "typescript", ".mts": "typescript", ".cts": "typescript", ".tsx": "typescript", ".go": "go", ".rs": "rust", ".java": "java",
     ".kt": "kotlin", ".c": "c", ".h": "c", ".cpp": "cpp", ".hpp": "cpp", ".cs": "csharp", ".rb": "ruby",
     ".php": "php", ".swift": "swift", ".sh": "shell", ".sql": "sql", ".html": "html", ".css": "css",
     ".json": "json", ".toml": "toml", ".yaml": "yaml", ".yml": "yaml", ".ini": "ini", ".cfg": "ini", ".xml": "xml",
@@ -85,6 +89,18 @@ def is_pytest_file(path: str) -> bool:
     """Tell whether pytest collects this file by its name."""
     name = PurePosixPath(path).name
     return name.endswith(".py") and (name.startswith("test_") or name.endswith("_test.py"))
+
+
+def import_path(paths: Iterable[str]) -> list[str]:
+    """Name the folders in which Python looks for a project's modules, the first one first.
+
+    Beside the root, `src` and `tests` these are the folders of a project's parts, which hold tests of their own.
+    """
+    folders = {
+        parent for path in paths for parent in PurePosixPath(path).parents if parent.name in TEST_FOLDERS
+    }
+    parts = sorted({str(folder.parent) for folder in folders if folder.parent.name} - {"src"})
+    return ["src", ".", "tests", *(place for part in parts for place in (f"{part}/src", part))]
 
 
 def _in(file: PurePosixPath, folders: set[str]) -> bool:

@@ -3,50 +3,89 @@
 from __future__ import annotations
 
 import json
-from configparser import Error as ConfigParserError
-from configparser import RawConfigParser
+import re
+from fnmatch import fnmatchcase
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
-from ptc_worker.filetypes import TEST_FOLDERS, is_test
+from ptc_worker.filetypes import TEST_FOLDERS, import_path, is_test
+from ptc_worker.javascript import is_javascript, node_tests
+from ptc_worker.modules import Modules
 from ptc_worker.syntax import toml_tree
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from ptc_contracts.result import CodeArtifact
+    from ptc_worker.modules import Import
 
-_RUNNERS_OWN = ("pytest.ini", ".pytest.ini", "conftest.py", "sitecustomize.py", "usercustomize.py")
-_RUNNERS_STEMS = ("vitest.config", "vitest.workspace", "jest.config", "jest.setup", ".mocharc")
+_PYTESTS_OWN = {"pytest.ini", ".pytest.ini", "pytest.toml", ".pytest.toml", "conftest.py"}
+_INTERPRETERS_OWN = {"sitecustomize.py", "usercustomize.py"}
+_OTHER_RUNNERS = ("vitest.config", "vitest.workspace", "jest.config", "jest.setup", ".mocharc")
+"""How files begin that configure what is never run here."""
 _IN_PART = {"pyproject.toml", "setup.cfg", "tox.ini", "package.json"}
 """Files of which one part configures the tests."""
+
+_SECTION = re.compile(r"^\[(?:tool:)?pytest\b.*?(?=^\[|\Z)", re.MULTILINE | re.DOTALL)
+_NODES_RUNNER = re.compile(r"\bnode\b.*--test\b")
+_Name = tuple[str, ...]
 
 
 def is_test_material(path: str) -> bool:
     """Tell whether a file is a test, what tests read (all in their folders), or nothing but their configuration."""
-    folders = PurePosixPath(path).parts[:-1]
-    return is_test(path) or is_runners_own(path) or any(folder in TEST_FOLDERS for folder in folders)
+    *folders, name = PurePosixPath(path).parts
+    marked = ".test." in name or ".spec." in name
+    in_folder = any(folder.casefold() in TEST_FOLDERS for folder in folders)
+    return is_test(path) or is_runners_own(path) or marked or in_folder
 
 
-def frozen_files(files: Iterable[CodeArtifact]) -> list[CodeArtifact]:
-    """Choose what is frozen of a draft: its tests, and all that configures them."""
-    return [file for file in files if is_test_material(file.file_path) or _settings_of_tests(file)]
+def is_part_of_tests(file: CodeArtifact) -> bool:
+    """Tell whether all of a frozen file belongs to the tests, and not one part."""
+    return _name(file) not in _IN_PART or is_test_material(file.file_path)
 
 
-def is_change_of_tests(file: CodeArtifact, frozen: Sequence[CodeArtifact]) -> bool:
-    """Tell whether an answer's file would change frozen tests, or how tests run.
+def frozen_files(files: Sequence[CodeArtifact]) -> list[CodeArtifact]:
+    """Choose what is frozen of a draft: its tests, and all that configures them.
+
+    Tests for a runner that is not there, and its configuration, are not: they prove nothing, and have to go.
+    """
+    nodes = node_tests(files)
+    patterns = [pattern for file in files for pattern in _patterns(file)]
+    return [
+        file
+        for file in files
+        if (path := file.file_path) in nodes.files
+        or (is_test_material(path) and path not in nodes.empty and not _is_another_runners(path))
+        or _settings_of_tests(file)
+        or any(
+            fnmatchcase(text, pattern) for pattern in patterns for text in (path, PurePosixPath(path).name)
+        )
+    ]
+
+
+def is_exchange(file: CodeArtifact, standing: Iterable[CodeArtifact]) -> bool:
+    """Tell whether an answer's file would take the place of one that stands, or stand in its way."""
+    path = file.file_path.casefold()
+    return any(
+        (file.file_path, file.content) != (kept.file_path, kept.content)
+        if (place := kept.file_path.casefold()) == path
+        else place.startswith(f"{path}/") or path.startswith(f"{place}/")
+        for kept in standing
+    )
+
+
+def is_change_of_tests(file: CodeArtifact, frozen: Sequence[CodeArtifact], imported: Imported) -> bool:
+    """Tell whether an answer's file would change frozen tests, how they run, or what they import.
 
     A new test file changes nothing that stands. New configuration of tests does, and so does a file where a frozen
     one's folder must be, or below one.
     """
-    path = file.file_path.casefold()
-    standing = {kept.file_path.casefold(): kept for kept in frozen}
-    if _name(file) in _IN_PART:
-        before = standing.get(path)
-        return _settings_of_tests(file) != (_settings_of_tests(before) if before else {})
-    if path in standing:
-        return file.content != standing[path].content
-    return is_runners_own(file.file_path) or any(_in_the_way(path, kept) for kept in standing)
+    if not is_part_of_tests(file):
+        return _is_change_of_settings(file, frozen)
+    if any(kept.file_path == file.file_path for kept in frozen):
+        return is_exchange(file, frozen)
+    path = file.file_path
+    return is_runners_own(path) or is_exchange(file, frozen) or imported.hidden_by(path)
 
 
 def is_removal_of_tests(path: str, frozen: Sequence[CodeArtifact]) -> bool:
@@ -54,14 +93,93 @@ def is_removal_of_tests(path: str, frozen: Sequence[CodeArtifact]) -> bool:
     return path.casefold() in {kept.file_path.casefold() for kept in frozen}
 
 
-def _in_the_way(path: str, kept: str) -> bool:
-    return kept.startswith(f"{path}/") or path.startswith(f"{kept}/")
-
-
 def is_runners_own(path: str) -> bool:
-    """Tell whether a file does nothing but configure how tests, or Python itself, run."""
+    """Tell whether a file does nothing but configure how tests, Python or Node run, or takes the place of packages."""
     name = PurePosixPath(path).name.casefold()
-    return name in _RUNNERS_OWN or name.endswith(".pth") or name.startswith(_RUNNERS_STEMS)
+    return name in _PYTESTS_OWN or is_interpreters_own(path)
+
+
+def is_interpreters_own(path: str) -> bool:
+    """Tell whether a file does nothing but change what Python or Node load; no dispute is about that."""
+    *folders, name = PurePosixPath(path.casefold()).parts
+    return name in _INTERPRETERS_OWN or name.endswith(".pth") or "node_modules" in folders
+
+
+class Imported:
+    """What tests import: modules of their own, and, where the rest of the project is known, those from outside of it."""
+
+    def __init__(self, tests: Sequence[CodeArtifact], project: Sequence[CodeArtifact] = ()) -> None:
+        """Take the tests that stand, and the best draft: what it has is no news."""
+        self._tests = [PurePosixPath(file.file_path) for file in tests]
+        self._there = {file.file_path for file in project}
+        self._roots = import_path(file.file_path for file in [*tests, *project])
+        own = {name for file in tests if file.content.strip() for name in _names(file.file_path, self._roots)}
+        code = [file.file_path for file in project if not is_test_material(file.file_path)]
+        known = {part for place in code for name in _names(place, self._roots) for part in name}
+        self._kept: set[_Name] = set()
+        for wanted in Modules(tests).imports:
+            starts = set(_asked_for(wanted))
+            if not own.isdisjoint(starts) or (project and not any(start[0] in known for start in starts)):
+                self._kept |= starts
+
+    def hidden_by(self, path: str) -> bool:
+        """Tell whether a new file would be imported by the tests in the place of what they import now."""
+        if path in self._there:
+            return False
+        if any(_is_in_front_for_node(PurePosixPath(path), kept) for kept in self._tests):
+            return True
+        beside = any(path == f"{parent}/__init__.py" for kept in self._tests for parent in kept.parents)
+        return not beside and not self._kept.isdisjoint(_names(path, self._roots))
+
+
+def _asked_for(wanted: Import) -> Iterator[_Name]:
+    """Give the names of all modules that an import may load."""
+    folders = PurePosixPath(wanted.file).parts[:-1]
+    above = folders[: max(0, len(folders) - wanted.level + 1)] if wanted.level else ()
+    parts = (*above, *filter(None, wanted.module.split(".")))
+    yield from (parts[:depth] for depth in range(1, len(parts) + 1))
+    yield from ((*parts, name) for name in wanted.names)
+
+
+def _is_in_front_for_node(path: PurePosixPath, kept: PurePosixPath) -> bool:
+    """Tell whether `require` finds a file before another one whose ending is left out."""
+    if not (is_javascript(str(kept)) or kept.suffix == ".json"):
+        return False
+    before_json = (
+        path.suffix == ".js" and kept.suffix == ".json" and path.with_suffix("") == kept.with_suffix("")
+    )
+    folder = kept.stem == "index" and path in {
+        kept.parent.with_name(f"{kept.parent.name}{s}") for s in (".js", ".json")
+    }
+    return before_json or path == kept.with_suffix("") or (bool(kept.parent.name) and folder)
+
+
+def _names(path: str, roots: Sequence[str]) -> Iterator[_Name]:
+    """Give the names under which Python imports a file: none if it is no module."""
+    file = PurePosixPath(path)
+    if file.suffix != ".py":
+        return
+    parts = file.parts[:-1] if file.stem == "__init__" else (*file.parts[:-1], file.stem)
+    if parts:
+        yield parts
+    for root in roots:
+        above = PurePosixPath(root).parts
+        if above and len(parts) > len(above) and parts[: len(above)] == above:
+            yield parts[len(above) :]
+
+
+def _is_another_runners(path: str) -> bool:
+    return PurePosixPath(path).name.casefold().startswith(_OTHER_RUNNERS)
+
+
+def _is_change_of_settings(file: CodeArtifact, frozen: Sequence[CodeArtifact]) -> bool:
+    place = file.file_path.casefold()
+    before = next((kept for kept in frozen if kept.file_path.casefold() == place), None)
+    standing = _settings_of_tests(before) if before else {}
+    if _name(file) == "package.json" and not standing:
+        return False  # Node's runner does not read it: whoever says first how it is started changes nothing
+    respelled = before is not None and bool(standing) and before.file_path != file.file_path
+    return respelled or _settings_of_tests(file) != standing
 
 
 def _settings_of_tests(file: CodeArtifact) -> dict[str, object]:
@@ -71,19 +189,11 @@ def _settings_of_tests(file: CodeArtifact) -> dict[str, object]:
             tool = (toml_tree(file.content) or {}).get("tool")
             return {"pytest": tool["pytest"]} if isinstance(tool, dict) and "pytest" in tool else {}
         case "setup.cfg" | "tox.ini":
-            return _sections(file.content, ("tool:pytest", "pytest"))
+            found = [section.strip() for section in _SECTION.findall(file.content)]
+            return {"pytest": found} if found else {}
         case "package.json":
             return _scripts(file.content)
     return {}
-
-
-def _sections(text: str, names: Sequence[str]) -> dict[str, object]:
-    parser = RawConfigParser(strict=False)
-    try:
-        parser.read_string(text)
-    except ConfigParserError:
-        return {}
-    return {name: parser.items(name) for name in names if parser.has_section(name)}
 
 
 def _scripts(text: str) -> dict[str, object]:
@@ -91,12 +201,18 @@ def _scripts(text: str) -> dict[str, object]:
         package = json.loads(text)
     except (ValueError, RecursionError):
         return {}
-    if not isinstance(package, dict):
-        return {}
-    scripts = package.get("scripts")
-    tests = {k: v for k, v in scripts.items() if "test" in k} if isinstance(scripts, dict) else {}
-    runners = {name: package[name] for name in ("jest", "vitest", "mocha") if name in package}
-    return {**({"scripts": tests} if tests else {}), **runners}
+    scripts = package.get("scripts") if isinstance(package, dict) else None
+    named = scripts.items() if isinstance(scripts, dict) else ()
+    return {name: value for name, value in named if "test" in name and _NODES_RUNNER.search(str(value))}
+
+
+def _patterns(file: CodeArtifact) -> Iterator[str]:
+    """Give the patterns of names by which a project's own configuration finds its tests."""
+    if _name(file) in _PYTESTS_OWN | _IN_PART:
+        for line in re.findall(
+            r"^\s*python_files\s*=\s*((?:\[[^\]]*\])|(?:.*(?:\n[ \t]+.*)*))", file.content, re.MULTILINE
+        ):
+            yield from re.findall(r"[^\s\[\]\"',]+", line)
 
 
 def _name(file: CodeArtifact) -> str:

@@ -37,6 +37,8 @@ _NOT_TEXT = {
 
 _PYTEST_CONFIG = {"pytest.ini", ".pytest.ini", "pyproject.toml", "tox.ini", "setup.cfg"}
 
+_RUN_HERE = {"python", "javascript", "typescript"}
+
 _PLACE = re.compile(r"\b(?:line|column|char) \d+")
 
 
@@ -53,6 +55,11 @@ def examine(
     return [
         *(issue for file in own for issue in syntax_issues(file)),
         *javascript.syntax_issues(own),
+        *(
+            i
+            for i in javascript.import_issues(together)
+            if i.file not in plan.test_files and plan.enable_testing
+        ),
         *_missing_tests(plan, together),
         *_missing_files(plan, together),
         *_unresolved_imports(plan, together, modules),
@@ -96,8 +103,8 @@ def _with_given(files: Sequence[CodeArtifact], given: Mapping[str, str]) -> list
 
 
 def _missing_tests(plan: PTCExecutionPlan, files: Sequence[CodeArtifact]) -> Iterator[GateIssue]:
-    others = any(is_test(file.file_path) and language(file.file_path) != "python" for file in files)
-    if not plan.enable_testing or others or has_python_tests(files):
+    others = any(is_test(f.file_path) and language(f.file_path) not in _RUN_HERE for f in files)
+    if not plan.enable_testing or others or has_python_tests(files) or javascript.has_node_tests(files):
         return
     told = None
     if any(language(file.file_path) == "python" for file in files):

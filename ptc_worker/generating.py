@@ -20,7 +20,7 @@ from ptc_worker.llm.calls import NoAnswerError, OverBudgetError
 from ptc_worker.llm.prices import REPLAY_PREFIX
 from ptc_worker.parsing import parse_answer
 from ptc_worker.providers import providers_for
-from ptc_worker.refinement import End, drafted, merged, spent, unreadable_verdict, with_tests_frozen
+from ptc_worker.refinement import End, drafted, merged, spent, unreadable_verdict
 from ptc_worker.steps import examined, out_of_time
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ def _judged_unrun(run: Run, progress: Progress, answer: ParsedAnswer) -> Step:
     if not has_python_tests(files) and not has_node_tests(files):
         why = "this project's tests cannot be run here: only pytest and Node's own test runner are supported"
         return progress, spent(progress, StopReason.UNSUPPORTED, why)
-    return with_tests_frozen(plan, progress, files), Stage.SANDBOX
+    return progress, Stage.SANDBOX
 
 
 def _cut_short(run: Run, progress: Progress, readings: list[Reading], error: Exception) -> Step:

@@ -8,13 +8,14 @@ import re
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import PurePosixPath
+from posixpath import normpath, splitext
 from typing import TYPE_CHECKING, Any
 
 import tree_sitter_javascript
 import tree_sitter_typescript
 from tree_sitter import Language, Parser
 
-from ptc_contracts.verdicts import GateIssue, Severity
+from ptc_contracts.verdicts import GateIssue, GateStage, Severity
 from ptc_worker.filetypes import is_free_form
 
 if TYPE_CHECKING:
@@ -32,6 +33,8 @@ _MAX_ISSUES = 5
 _JAVASCRIPT = {".js", ".mjs", ".cjs", ".jsx"}
 _TYPESCRIPT = {".ts", ".mts", ".cts", ".tsx"}
 _NAMED_LIKE_TESTS = re.compile(r"(^|/)(test|test-[^/]+|[^/]+[._-]test|[^/]+\.spec)\.[cm]?[jt]sx?$")
+_SURELY_TESTS = re.compile(r"[._]test\.[cm]?[jt]sx?$|\.spec\.[cm]?[jt]sx?$")
+_DEFINES_TESTS = re.compile(r"\b(test|it|describe|suite)\s*[.(]")
 _IMPORTS_NODE_TEST = re.compile(r"""['"]node:test['"]""")
 _AHEAD = re.compile(r"\b(accessor\s|import\s+(defer|source)\s|in\s+out\s)|[<,]\s*(in|out)\s+[A-Z]")
 """What the grammars do not know yet (tree-sitter-javascript 0.25, tree-sitter-typescript 0.23): a file with it is run."""
@@ -87,9 +90,19 @@ def has_node_tests(files: Sequence[CodeArtifact]) -> bool:
 
 def package_json(files: Sequence[CodeArtifact]) -> Mapping[str, Any]:
     """Return what the project says of itself, nothing if that cannot be read."""
-    text = next((file.content for file in files if file.file_path == "package.json"), "{}")
+    return next((_facts(file) for file in files if file.file_path == "package.json"), {})
+
+
+def all_package_json(files: Sequence[CodeArtifact]) -> list[Mapping[str, Any]]:
+    """Return what the parts of a project say of themselves, that in its root last."""
+    found = [file for file in files if PurePosixPath(file.file_path).name == "package.json"]
+    found = [file for file in found if not is_free_form(file.file_path)]
+    return [_facts(file) for file in sorted(found, key=lambda file: -file.file_path.count("/"))]
+
+
+def _facts(file: CodeArtifact) -> dict[str, Any]:
     try:
-        facts = json.loads(text)
+        facts = json.loads(file.content)
     except (ValueError, RecursionError):
         return {}
     return facts if isinstance(facts, dict) else {}
@@ -165,13 +178,13 @@ def node_tests(files: Sequence[CodeArtifact]) -> NodeTests:
     found = NodeTests()
     for file in files:
         path, text = file.file_path, file.content
-        if not is_javascript(path) or len(text) > MAX_CHARS or "node_modules" in path.split("/"):
+        if not is_javascript(path) or "node_modules" in path.split("/"):
             continue
         if _IMPORTS_NODE_TEST.search(text):
-            tests = list(_Reader(path, text).tests())
+            tests = list(_Reader(path, text).tests()) if len(text) <= MAX_CHARS else []
             if tests or _NAMED_LIKE_TESTS.search(path):
                 found.files[path] = tests
-        elif _NAMED_LIKE_TESTS.search(path):
+        elif _SURELY_TESTS.search(path) or (_NAMED_LIKE_TESTS.search(path) and _DEFINES_TESTS.search(text)):
             found.empty.append(path)
     return found
 
@@ -194,6 +207,45 @@ def imported_modules(file: CodeArtifact) -> set[str]:
             continue
         waiting.extend(node.named_children)
     return found
+
+
+def import_issues(files: Sequence[CodeArtifact]) -> list[GateIssue]:
+    """List what Node will not find for tests though TypeScript would: files that are imported by another ending."""
+    sources = {file.file_path: file for file in files}
+    waiting, issues = [*node_tests(files).files], []
+    seen = set(waiting)
+    while waiting:
+        path = waiting.pop()
+        for module in sorted(imported_modules(sources[path])):
+            if not module.startswith("."):
+                continue
+            target = normpath(f"{PurePosixPath(path).parent}/{module}")
+            found = next((each for each in _taken_for(target) if each in sources), None)
+            if found and found not in seen:
+                seen.add(found)
+                waiting.append(found)
+            if found is None and (meant := next((e for e in _meant_by(target) if e in sources), None)):
+                message = (
+                    f"imports {module!r}: Node takes names as they are written, and the project has {meant}"
+                )
+                issues.append(
+                    GateIssue(
+                        file=path, code="unresolved-import", message=message, stage=GateStage.INTEGRATION
+                    )
+                )
+    return issues
+
+
+def _taken_for(target: str) -> list[str]:
+    """Give the files that Node takes for a path; some of them only where it is `require` that asks."""
+    return [target, *(f"{target}{end}" for end in (".js", ".json", "/index.js", "/index.json"))]
+
+
+def _meant_by(target: str) -> list[str]:
+    """Give the files that a TypeScript compiler takes for a path, and Node does not."""
+    stem, ending = splitext(target)
+    written = {".js": (".ts", ".tsx"), ".mjs": (".mts",), ".cjs": (".cts",)}.get(ending, ())
+    return [f"{stem}{end}" for end in written] + [f"{target}{end}" for end in (".ts", ".tsx", "/index.ts")]
 
 
 class _Reader:

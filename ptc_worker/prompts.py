@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 from ptc_contracts.bill import Request
 from ptc_contracts.keys import content_id
-from ptc_worker.frozen import is_test_material
 from ptc_worker.llm.protocol import Message, Prompt
 
 if TYPE_CHECKING:
@@ -105,7 +104,7 @@ def _quoted(text: str) -> str:
 def _starting_point(plan: PTCExecutionPlan, progress: Progress, mark: str) -> list[str]:
     """Show what a draft starts from: nothing, tests that stand, or the best draft and what is wrong with it."""
     if progress.fresh and progress.frozen:
-        standing = [(f.file_path, f.content) for f in progress.frozen if is_test_material(f.file_path)]
+        standing = [(f.file_path, f.content) for f in progress.frozen]
         return [_fenced("tests", mark, _within_bounds(standing))]
     if progress.fresh or progress.best is None:
         return []
@@ -152,8 +151,9 @@ def _standing_tests(plan: PTCExecutionPlan, progress: Progress) -> list[str]:
         )
         if progress.repair is None:
             told.append(
-                "Only if a test contradicts the plan: name the test and the requirement between <dispute> and "
-                "</dispute>, and give the corrected test file. This is possible once, and is reported."
+                "Only if a test contradicts the plan, or cannot work whatever the code does: name the test and the "
+                "requirement, or what it lacks, between <dispute> and </dispute>, and give the corrected file: the test, "
+                "its data, conftest.py or configuration. This is possible once, and is reported."
             )
     return told
 
@@ -167,17 +167,25 @@ def _follow_up(
         answer = readings[-1].text[:MAX_ANSWER_CHARS]
         return [_fenced("answer", mark, answer), f"{turn} {_repair(readings[-1].parsed.problems)}"]
     received = {file.file_path: file.content for reading in readings for file in reading.parsed.files}
-    missing = {path: path for path in sorted(plan.scaffolding.file_structure or {}) if path not in received}
+    missing = {path: path for path in _lacked(plan, progress) if path not in received}
     if cut := readings[-1].parsed.open_path:
         missing = {cut: f"{cut} (cut in the middle)"} | missing
     shown = [_fenced("received", mark, _within_bounds(received.items()))] if received else []
-    return [*shown, f"{turn} {_rest(received, list(missing.values()))}"]
+    listed = [_fenced("missing", mark, _quoted("\n".join(missing.values())))] if missing else []
+    return [*shown, *listed, f"{turn} {_rest(received, missing)}"]
 
 
-def _rest(received: Collection[str], missing: Sequence[str]) -> str:
+def _lacked(plan: PTCExecutionPlan, progress: Progress) -> list[str]:
+    """Name the files of the plan that the draft to start from does not have."""
+    there = [] if progress.fresh or progress.best is None else progress.best.files
+    present = {file.file_path for file in there}
+    return [path for path in sorted(plan.scaffolding.file_structure or {}) if path not in present]
+
+
+def _rest(received: Collection[str], missing: Collection[str]) -> str:
     """Ask for the files that a cut answer lacks."""
     have = "The files above arrived whole and count." if received else "No file arrived whole."
-    which = f" Missing, as far as can be told: {', '.join(missing)}." if missing else ""
+    which = " What is missing, as far as can be told, is listed above." if missing else ""
     return (
         f"Your answer was cut before its end. {have} Give the files that are still missing, each whole, the most "
         f"important ones first, without notes.{which}"

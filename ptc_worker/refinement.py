@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
@@ -10,14 +11,18 @@ from ptc_contracts.progress import Progress, StopReason, TestRepair
 from ptc_contracts.result import ExecutionStatus
 from ptc_contracts.verdicts import Outcome, Verdict
 from ptc_worker.expected import expected_of
-from ptc_worker.filetypes import artifact, is_test
+from ptc_worker.filetypes import artifact
 from ptc_worker.frozen import (
+    Imported,
     frozen_files,
     is_change_of_tests,
+    is_exchange,
+    is_interpreters_own,
+    is_part_of_tests,
     is_removal_of_tests,
     is_runners_own,
-    is_test_material,
 )
+from ptc_worker.javascript import node_tests
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Sequence
@@ -31,6 +36,8 @@ REPEATS_TO_STOP = 3
 """How often the same failure comes before the draft is thrown away, and before the run is stuck. The same dialogue
 on and on loses most of its power to repair after two or three tries; a fresh start restores it (arXiv 2506.18403)."""
 
+
+_DISCARDED = re.compile(r"\AYour changes of .+ were discarded: these tests stand\.\n\n")
 
 UNWANTED = {StopReason.MAX_ITERATIONS, StopReason.STUCK, StopReason.UNPARSEABLE}
 """Ends whose answers nobody wants to get again: whoever submits the plan once more hopes for better ones."""
@@ -67,14 +74,16 @@ def merged(plan: PTCExecutionPlan, progress: Progress, answer: ParsedAnswer) -> 
     """
     given = [artifact(path, content) for path, content in plan.test_files.items()]
     frozen = progress.frozen or []
-    repair = _repair_in(progress, answer)
+    imported = Imported(given)
+    protected = [f for f in answer.files if is_exchange(f, given) or imported.hidden_by(f.file_path)]
+    changed = _changes(progress, [file for file in answer.files if file not in protected])
+    repair = _repair_in(progress, answer, changed)
     repairable = {_name(path) for path in repair.files} if repair else set()
-    standing = [*given, *(file for file in frozen if _name(file.file_path) not in repairable)]
-    changed = [file for file in answer.files if is_change_of_tests(file, standing)]
-    kept = [path for path in answer.deleted if is_removal_of_tests(path, standing)]
-    taken = [file for file in answer.files if file not in changed]
+    kept = [path for path in answer.deleted if is_removal_of_tests(path, [*given, *frozen])]
+    discarded = [*protected, *(file for file in changed if _name(file.file_path) not in repairable)]
+    taken = [file for file in answer.files if file not in discarded]
     files = _overlaid(_start(progress), taken, [path for path in answer.deleted if path not in kept])
-    rejected = [file.file_path for file in changed if file.content != plan.test_files.get(file.file_path)]
+    rejected = [file.file_path for file in discarded if file.content != plan.test_files.get(file.file_path)]
     repaired = [file for file in taken if _name(file.file_path) in repairable]
     return Merge(
         files=_overlaid(files, given),
@@ -86,26 +95,47 @@ def merged(plan: PTCExecutionPlan, progress: Progress, answer: ParsedAnswer) -> 
 
 def _start(progress: Progress) -> list[CodeArtifact]:
     """Give what an answer is laid over; frozen tests stand in it as they are, whatever the draft was that is best."""
-    tests = [file for file in progress.frozen or () if is_test_material(file.file_path)]
+    tests = [file for file in progress.frozen or () if is_part_of_tests(file)]
     if progress.fresh:
         return progress.frozen or []
     return _overlaid(progress.best.files, tests) if progress.best else []
 
 
-def _repair_in(progress: Progress, answer: ParsedAnswer) -> TestRepair | None:
-    """Find the repair of frozen tests that an answer makes and may make; None if it makes none."""
+def _repair_in(
+    progress: Progress, answer: ParsedAnswer, changed: Sequence[CodeArtifact]
+) -> TestRepair | None:
+    """Find the repair of frozen tests that an answer makes and may make; None if it makes none.
+
+    It may concern what tests read and how they run, too: a fixture, a value in a file.
+    """
     if progress.frozen is None or progress.repair is not None or not answer.disputes:
         return None
-    tests = [
-        file for file in progress.frozen if is_test(file.file_path) and not is_runners_own(file.file_path)
+    known = {file.file_path for file in progress.frozen}
+    changes = [
+        file
+        for file in changed
+        if not is_interpreters_own(file.file_path)
+        and (file.file_path in known or is_runners_own(file.file_path) or not is_part_of_tests(file))
     ]
-    known = {_name(file.file_path) for file in tests}
-    changes = [f for f in answer.files if _name(f.file_path) in known and is_change_of_tests(f, tests)]
-    fewer = len(expected_of(_overlaid(tests, changes)).tests) < len(expected_of(tests).tests)
-    if not changes or fewer:
+    if not changes or _count(_overlaid(progress.frozen, changes)) < _count(progress.frozen):
         return None
     paths = [file.file_path for file in changes]
     return TestRepair(iteration=progress.iteration, note="\n".join(answer.disputes), files=paths)
+
+
+def _changes(progress: Progress, files: Sequence[CodeArtifact]) -> list[CodeArtifact]:
+    """Choose the files of an answer that would change frozen tests."""
+    if progress.frozen is None:
+        return []
+    imported = Imported(progress.frozen, progress.best.files if progress.best else [])
+    return [file for file in files if is_change_of_tests(file, progress.frozen, imported)]
+
+
+def _count(tests: Sequence[CodeArtifact]) -> int:
+    """Count the tests that files are sure to define, and that run on every condition."""
+    expected, nodes = expected_of(tests), node_tests(tests).files.values()
+    always = [test for test in expected.tests if not expected.may_be_left_out(test)]
+    return len(always) + sum(not test.conditional for defined in nodes for test in defined)
 
 
 def _overlaid(
@@ -171,11 +201,11 @@ def with_tests_frozen(plan: PTCExecutionPlan, progress: Progress, files: Sequenc
 
 def with_rejections(verdict: Verdict, rejected: Collection[str]) -> Verdict:
     """Tell the model of its changes that were discarded."""
-    if not rejected or verdict.outcome is Outcome.PASSED:
+    if verdict.outcome is Outcome.PASSED:
         return verdict
-    told = f"Your changes of {', '.join(rejected)} were discarded: these tests stand."
-    findings = verdict.feedback.removeprefix(f"{told}\n\n")  # an unchanged draft has the verdict that it had
-    return verdict.model_copy(update={"feedback": f"{told}\n\n{findings}"})
+    told = [f"Your changes of {', '.join(rejected)} were discarded: these tests stand."] if rejected else []
+    findings = _DISCARDED.sub("", verdict.feedback)  # an unchanged draft has the verdict that it had
+    return verdict.model_copy(update={"feedback": "\n\n".join([*told, findings])})
 
 
 def unreadable_verdict() -> Verdict:

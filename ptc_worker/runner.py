@@ -16,7 +16,8 @@ from packaging.utils import canonicalize_name
 from ptc_contracts.paths import clashes_among
 from ptc_worker.environments import environment
 from ptc_worker.expected import expected_of
-from ptc_worker.filetypes import artifact
+from ptc_worker.filetypes import artifact, import_path
+from ptc_worker.frozen import is_test_material
 from ptc_worker.sandbox import open_sandbox
 from ptc_worker.sandbox.protocol import SandboxError
 from ptc_worker.slots import in_a_slot
@@ -93,8 +94,17 @@ class _Project:
 
     def changed(self, box: Sandbox) -> list[str]:
         """Name the given tests that are not what they were."""
-        wanted = {path: text.encode() for path, text in self.given.items()}
-        return [path for path, text in wanted.items() if box.read(f"project/{path}", len(text) + 1) != text]
+        return _changed(box, self.given)
+
+    def changed_tests(self, box: Sandbox) -> list[str]:
+        """Name the draft's tests, and what lies beside them, that are not what they were."""
+        drafted = [file for file in self.drafted if file.content.strip() and is_test_material(file.file_path)]
+        return _changed(box, {file.file_path: file.content for file in drafted})
+
+
+def _changed(box: Sandbox, files: Mapping[str, str]) -> list[str]:
+    wanted = {path: text.encode(errors="replace") for path, text in files.items()}
+    return [path for path, text in wanted.items() if box.read(f"project/{path}", len(text) + 1) != text]
 
 
 def _run_once(
@@ -128,6 +138,9 @@ def _run_once(
             ran.timed_out or ran.output_limited or ran.out_of_memory
         ):  # then the sandbox may be gone, too
             events.meddling += [f"{path}, which the plan gave, was changed" for path in project.changed(box)]
+            events.meddling += [
+                f"{path} was changed while the tests ran" for path in project.changed_tests(box)
+            ]
         told = "python " + shlex.join(command[1:])
         verdict = judge(ran, events, told, expected_of(project.files, project.given), box.root)
         log.info("tests_ran", outcome=verdict.outcome.value, seconds=round(ran.duration_seconds, 2))
@@ -141,13 +154,14 @@ def pytest_command(folder: Path, files: Sequence[CodeArtifact]) -> list[str]:
     discovery, no module of its own before pytest's.
     """
     plugins = _plugins(folder, files)
+    path = import_path(file.file_path for file in files if file.file_path.endswith(".py"))
     return [
         *(str(folder / "bin" / "python"), "-P", "-B", "-m", "pytest", "-q", "--tb=short", "--color=no"),
         *("-p", "no:cacheprovider", "--import-mode=importlib", "--rootdir=."),
         # The last to be loaded is the first to be asked: before a plugin that loads code of the project, as Django's.
         *(part for name in (*plugins, PLUGIN) for part in ("-p", name)),
         *(_loop_scope(files) if "asyncio" in plugins else ()),
-        *("-o", "addopts=", "-o", "pythonpath=src . tests", "."),
+        *("-o", "addopts=", "-o", f"pythonpath={shlex.join(path)}", "."),
     ]
 
 

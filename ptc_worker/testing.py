@@ -14,7 +14,7 @@ from ptc_worker.installer import InstallError
 from ptc_worker.javascript import has_node_tests
 from ptc_worker.node.installed import NodeMissingError
 from ptc_worker.node.runner import run_node_tests
-from ptc_worker.refinement import spent
+from ptc_worker.refinement import spent, with_tests_frozen
 from ptc_worker.runner import run_tests
 from ptc_worker.steps import examined
 from ptc_worker.verdict import both
@@ -49,6 +49,10 @@ def run_draft(hold: Hold) -> Step:
         return progress, spent(progress, StopReason.NOT_RUN, str(error))
     if isolation:
         progress = progress.noting([_UNISOLATED] if isolation == "none" else [], isolation=isolation)
+    if (
+        verdict.test_results
+    ):  # what could not be run may yet be written for another runner, or without a package
+        progress = with_tests_frozen(run.plan, progress, files)
     return examined(run, progress, verdict, files)
 
 
@@ -84,7 +88,12 @@ def _pytest(hold: Hold, files: Sequence[CodeArtifact], needs: Needs) -> Ran:
 def _node(hold: Hold, files: Sequence[CodeArtifact]) -> Ran:
     try:
         return run_node_tests(
-            settings(), files, hold.run.time_left(), hold.halt, hold.run.plan.scaffolding.dependencies
+            settings(),
+            files,
+            hold.run.time_left(),
+            hold.halt,
+            hold.run.plan.scaffolding.dependencies,
+            given=hold.run.plan.test_files,
         )
     except CacheDirError:
         raise

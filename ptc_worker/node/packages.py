@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ptc_worker.installer import InstallError, passed_on, run_installer
-from ptc_worker.javascript import imported_modules, package_json
+from ptc_worker.javascript import all_package_json, imported_modules
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Sequence
@@ -44,10 +44,12 @@ def node_needs(
 ) -> NodeNeeds:
     """Find out what has to be installed: what `package.json` and the plan name, and `allowed` too where that is set.
 
+    There may be several of these; where they differ on a version, the one that is least deep counts.
     What only a draft names is not installed: models invent names of packages, and others register what models invent.
     """
-    facts = package_json(files)
-    declared = dict(_declared(facts))
+    described = all_package_json(files)
+    declared = {name: version for facts in described for name, version in _declared(facts)}
+    own = [facts.get("name") for facts in described]
     trusted = {_name_of(name) for name in plan_dependencies}
     if allowed is not None:
         trusted &= set(allowed)
@@ -56,7 +58,7 @@ def node_needs(
     }
     missing = []
     for name, path in sorted(_imported(files).items()):
-        if name in wanted or name in builtin or name == facts.get("name"):
+        if name in wanted or name in builtin or name in own:
             continue
         if name not in declared:
             missing.append(f"{path} imports the package {name!r}, which package.json does not name")

@@ -13,7 +13,8 @@ from ptc_contracts.verdicts import Outcome, Verdict
 from ptc_worker.dependencies import missing_verdict
 from ptc_worker.environments import environment
 from ptc_worker.failures import signature_of
-from ptc_worker.javascript import NodeTests, is_javascript, node_tests, runner_script
+from ptc_worker.frozen import is_test_material
+from ptc_worker.javascript import is_javascript, node_tests, runner_script
 from ptc_worker.node.events import Account, NodeLog
 from ptc_worker.node.installed import NodeMissingError, find_node
 from ptc_worker.node.packages import NodeAddition, node_needs
@@ -22,7 +23,7 @@ from ptc_worker.slots import in_a_slot
 from ptc_worker.verdict import judge
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
     from pathlib import Path
 
     from ptc_contracts import CodeArtifact
@@ -48,10 +49,13 @@ def run_node_tests(
     seconds: float,
     halt: Halt,
     plan_dependencies: Sequence[str] = (),
+    *,
+    given: Collection[str] = (),
 ) -> tuple[Verdict, str]:
     """Run a project's JavaScript and TypeScript tests for at most so many seconds; return verdict and isolation.
 
-    The isolation is empty where nothing was run. A sandbox that fails is replaced once.
+    The isolation is empty where nothing was run. A sandbox that fails is replaced once. `given` are the paths of
+    files that the plan gave: tests in them are left out as they say.
 
     Raises:
         NodeMissingError: they cannot be run here: there is no Node, or the plan asks for another runner.
@@ -61,7 +65,12 @@ def run_node_tests(
         HaltedError: the work must stop; nothing of it is left behind.
     """
     node = find_node()
-    if not node_tests(files).files:
+    tests = node_tests(files)
+    if foreign := [path for path in tests.empty if path in given]:
+        raise NodeMissingError(
+            f"{', '.join(foreign)}, which the plan gave, has no test of node:test: only Node's own test runner is supported"
+        )
+    if not tests.files:
         return _no_tests(files, plan_dependencies), ""
     needs = node_needs(plan_dependencies, files, settings.ptc_allowed_dependencies, node.modules)
     if needs.missing:
@@ -70,7 +79,7 @@ def run_node_tests(
     with environment(settings, (), seconds, halt, NodeAddition(node, needs.packages)) as folder:
 
         def run(left: float) -> tuple[Verdict, str]:
-            return _run_once(settings, files, folder, left, halt)
+            return _run_once(settings, files, folder, left, halt, given=given)
 
         return in_a_slot(settings, deadline, halt, run)
 
@@ -98,6 +107,8 @@ def _run_once(
     folder: Path,
     seconds: float,
     halt: Halt,
+    *,
+    given: Collection[str],
 ) -> tuple[Verdict, str]:
     deadline, tests = time.monotonic() + seconds, node_tests(files)
     with open_sandbox(settings, folder) as box, halt.calling(box.stop):
@@ -105,13 +116,14 @@ def _run_once(
         box.write({"home/.keep": b"", "tmp/.keep": b""})
         _link_packages(box, folder)
         account = Account(f"{box.root}/project")
+        account.trust(given, tests)
         for path in sorted(tests.files):
             left = deadline - time.monotonic()
             key = secrets.token_bytes(32)
             box.write({"ptc/key": key})
             ran = _run_file(box, folder, path, max(left, 0.1))
             account.take(path, ran, NodeLog.parse(ran.events, key), tests.files[path])
-            _look_after(box, files, tests, account)
+            _look_after(box, files, given, account)
             if ran.timed_out or ran.out_of_memory or ran.output_limited:
                 break
         for path in tests.empty:
@@ -153,10 +165,13 @@ def _run_file(box: Sandbox, folder: Path, path: str, seconds: float) -> ExecResu
     )
 
 
-def _look_after(box: Sandbox, files: Sequence[CodeArtifact], tests: NodeTests, account: Account) -> None:
-    """Find test files that the one that ran has changed: they are yet to run, or have run already."""
+def _look_after(
+    box: Sandbox, files: Sequence[CodeArtifact], given: Collection[str], account: Account
+) -> None:
+    """Find files that the test file which ran has changed: code, and what tests read. Others are yet to run with them."""
     for file in files:
-        if file.file_path in tests.files:
+        path = file.file_path
+        if path in given or is_javascript(path) or (is_test_material(path) and file.content.strip()):
             content = file.content.encode(errors="replace")
             if box.read(f"project/{file.file_path}", len(content) + 1) != content:
                 account.log.meddling.append(f"{file.file_path} was changed while the tests ran")

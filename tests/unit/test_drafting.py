@@ -76,6 +76,14 @@ def test_the_answers_of_an_iteration_make_one() -> None:
     assert answer.problems == ["'b.py' was not taken: the answer ends in the middle of it"]
 
 
+def test_a_file_of_one_answer_gives_way_to_a_folder_of_another() -> None:
+    """Both together could not be written."""
+    texts = ['<file path="data">\nx\n</file>', '<file path="data/a.csv">\n1\n</file>']
+    readings = [read([], DRAFT, text, parse_answer(text), truncated=False) for text in texts]
+
+    assert [file.file_path for file in joined(readings).files] == ["data/a.csv"]
+
+
 def test_an_answer_that_stays_cut_is_not_complete() -> None:
     """Its reader is told."""
     readings = [read([], DRAFT, WHOLE, parse_answer(WHOLE), truncated=True)]

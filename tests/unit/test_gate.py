@@ -39,13 +39,13 @@ def _issues(path: str, content: str) -> list[GateIssue]:
         ("a.json", '{"a": [1, 2.5, null]}'),
         ("a.toml", "[project]\nname = 'a'\n"),
         ("a.js", "function a() {}"),
-        ("a.go", "func ( {"),
+        ("a.go", "function ( {"),
         ("README.md", "{"),
         ("py", "("),
     ],
 )
 def test_a_sound_file_has_no_issue(path: str, content: str) -> None:
-    """Python, JSON and TOML are examined, other files are not, and nothing is imported."""
+    """Python, JavaScript, JSON and TOML are examined, other files are not, and nothing is imported."""
     issues = _issues(path, content)
 
     assert issues == []
@@ -130,10 +130,12 @@ def test_what_the_compiler_only_warns_of_passes_in_silence(content: str) -> None
         (["index.js"], ["no-tests"]),
         (["index.js", "index.test.js"], []),
         (["main.go"], []),
+        (["index.js", "tests/setup.js"], ["no-tests"]),
+        (["a.py", "main_test.go"], []),
         ([], []),
     ],
 )
-def test_a_project_needs_a_file_that_its_runner_collects(
+def test_a_project_needs_a_file_that_a_runner_collects(
     plan: PTCExecutionPlan, paths: list[str], codes: list[str]
 ) -> None:
     """A plan that enables testing gets no draft into a sandbox that has nothing to test."""

@@ -56,6 +56,17 @@ def test_what_is_imported_and_not_declared_is_told(source: str) -> None:
     )
 
 
+def test_each_part_of_a_project_may_name_packages() -> None:
+    """A `package.json` in a folder counts as well; one that only tests read does not."""
+    files = [
+        artifact("web/a.mjs", "import 'express'; import 'own/b.mjs';"),
+        artifact("web/package.json", '{"name": "own", "dependencies": {"express": "4"}}'),
+        artifact("tests/fixtures/package.json", '{"name": [], "dependencies": {"express": "3"}}'),
+    ]
+
+    assert node_needs(["express"], files, None, BUILTIN) == NodeNeeds((("express", "4"),), ())
+
+
 def test_types_need_no_package() -> None:
     """They are gone when the code is run."""
     assert needs("import type { X } from 'left-pad';", {}, [], name="a.ts") == NodeNeeds((), ())

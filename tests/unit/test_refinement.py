@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
+
 import pytest
 from support import make_plan
 
 from ptc_contracts import ExecutionStatus, TestResult
-from ptc_contracts.progress import Attempt, IterationNote, Progress, StopReason, TestRepair
+from ptc_contracts.progress import Attempt, IterationNote, Progress, StopReason, TestRepair, conclude
 from ptc_contracts.verdicts import Outcome, Verdict
 from ptc_worker.filetypes import artifact
 from ptc_worker.parsing import ParsedAnswer
@@ -234,8 +236,8 @@ def _contents(merge: Merge) -> dict[str, str]:
         ("sitecustomize.py", ""),
         ("src/usercustomize.py", ""),
         ("evil.pth", "import os"),
-        ("package.json", '{"scripts": {"test": "true"}}'),
-        ("vitest.config.ts", ""),
+        ("pytest.toml", "[pytest]\n"),
+        ("node_modules/assert/index.js", ""),
     ],
 )
 def test_a_change_of_frozen_tests_is_discarded_and_reported(path: str, content: str) -> None:
@@ -260,7 +262,8 @@ def test_a_frozen_test_cannot_be_deleted() -> None:
         ("tests/test_b.py", "def test_b():\n    assert True\n"),
         ("tests/data/rows.csv", "1"),
         ("pyproject.toml", "[project]\nname = 'a'\n"),
-        ("package.json", '{"name": "a"}'),
+        ("package.json", '{"scripts": {"test": "node --test"}}'),
+        ("vitest.config.ts", ""),
         ("tests/test_a.py", TESTS["tests/test_a.py"]),
     ],
 )
@@ -278,6 +281,61 @@ def test_nothing_is_frozen_before_a_draft_has_passed_the_gate() -> None:
     merge = merged(make_plan(), progress, _answer({"tests/test_a.py": "new"}))
 
     assert (merge.rejected, _contents(merge)["tests/test_a.py"]) == ([], "new")
+
+
+IMPORTING = {
+    "tests/__init__.py": "",
+    "tests/checks.py": "def same(a, b):\n    assert a == b\n",
+    "tests/unit/calc/__init__.py": "",
+    "tests/unit/calc/test_a.py": "import decimal\nfrom a.b import c\nfrom tests.checks import same\n",
+    "tests/test_b.py": "import checks\nfrom .checks import same\n",
+}
+
+
+def _merged_beside(path: str, *, fresh: bool) -> Merge:
+    """Let an answer add a file to a draft whose tests import something."""
+    files = [artifact(place, content) for place, content in {"a/b.py": "c = 1", **IMPORTING}.items()]
+    progress = Progress(iteration=2, best=Attempt(iteration=1, files=files, verdict=RED), fresh=fresh)
+    progress = with_tests_frozen(make_plan(), progress, files)
+    return merged(make_plan(), progress, _answer({path: "c = 2"}))
+
+
+@pytest.mark.parametrize("fresh", [False, True])
+@pytest.mark.parametrize(
+    "path",
+    [
+        "checks.py",
+        "src/checks.py",
+        "checks/__init__.py",
+        "tests/checks/__init__.py",
+        "tests.py",
+        "src/tests/__init__.py",
+        "src/tests/checks.py",
+        "decimal.py",
+        "tests/decimal/__init__.py",
+    ],
+)
+def test_no_new_file_comes_between_frozen_tests_and_what_they_import(path: str, *, fresh: bool) -> None:
+    """Neither their own modules nor those from outside are exchanged by one that is found first."""
+    assert _merged_beside(path, fresh=fresh).rejected == [path]
+
+
+@pytest.mark.parametrize("fresh", [False, True])
+@pytest.mark.parametrize(
+    "path",
+    [
+        "a/b.py",
+        "a/__init__.py",
+        "src/a/b.py",
+        "a/checks.py",
+        "calc.py",
+        "tests/test_c.py",
+        "tests/unit/__init__.py",
+    ],
+)
+def test_the_project_is_free_to_be_what_frozen_tests_import(path: str, *, fresh: bool) -> None:
+    """That is what the tests are for."""
+    assert _merged_beside(path, fresh=fresh).rejected == []
 
 
 REPAIRED = "def test_a():\n    assert a() == 2\n"
@@ -302,12 +360,13 @@ def test_a_dispute_changes_frozen_tests_once() -> None:
     "files",
     [
         {"tests/test_a.py": "def helper():\n    pass\n"},
-        {"conftest.py": "import os"},
-        {"pytest.ini": "[pytest]\naddopts = --co\n"},
+        {"tests/test_a.py": "def helper():\n    pass\n", "pytest.ini": "[pytest]\npython_files = *.py\n"},
+        {"sitecustomize.py": ""},
+        {"Tests/Test_a.py": "def test_a():\n    pass\n"},
     ],
 )
-def test_a_dispute_makes_tests_neither_fewer_nor_runs_them_differently(files: dict[str, str]) -> None:
-    """It is a way to correct an expectation."""
+def test_a_dispute_makes_tests_no_fewer_and_moves_none(files: dict[str, str]) -> None:
+    """It is a way to correct an expectation, and what it is drawn from."""
     merge = merged(make_plan(), _frozen(), _answer(files, (), "wrong"))
 
     assert (merge.repair, merge.rejected, _contents(merge)) == (None, [*files], {"a.py": "old", **TESTS})
@@ -354,4 +413,28 @@ def test_the_model_is_told_which_of_its_changes_were_discarded() -> None:
     told = with_rejections(RED.model_copy(update={"feedback": "1 failed"}), ["tests/test_a.py"])
 
     assert told.feedback == ("Your changes of tests/test_a.py were discarded: these tests stand.\n\n1 failed")
+    assert with_rejections(told, ["conftest.py"]).feedback.endswith(
+        "of conftest.py were discarded: these tests stand.\n\n1 failed"
+    )
+    assert with_rejections(told, []).feedback == "1 failed"
     assert with_rejections(GREEN, ["tests/test_a.py"]) == GREEN
+
+
+def test_an_iteration_counts_when_it_has_left_a_draft() -> None:
+    """One in which the run is cancelled, or its time runs out, has not."""
+    progress = _noted("a", iteration=2)
+    counted = [
+        conclude(
+            make_plan(),
+            each,
+            ExecutionStatus.TIMEOUT,
+            run_id="r",
+            cache_key="k",
+            calls=[],
+            stop_reason=StopReason.TIMEOUT,
+            started_at=datetime.now(UTC),
+        ).iterations_used
+        for each in (progress, progress.model_copy(update={"draft": []}))
+    ]
+
+    assert counted == [1, 2]
