@@ -8,7 +8,7 @@ from fnmatch import fnmatchcase
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
-from ptc_worker.filetypes import TEST_FOLDERS, import_path, is_test
+from ptc_worker.filetypes import TEST_FOLDERS, import_path, is_pytest_file, is_test
 from ptc_worker.javascript import is_javascript, node_tests
 from ptc_worker.modules import Modules
 from ptc_worker.syntax import toml_tree
@@ -50,17 +50,26 @@ def frozen_files(files: Sequence[CodeArtifact]) -> list[CodeArtifact]:
     Tests for a runner that is not there, and its configuration, are not: they prove nothing, and have to go.
     """
     nodes = node_tests(files)
-    patterns = [pattern for file in files for pattern in _patterns(file)]
     return [
         file
         for file in files
         if (path := file.file_path) in nodes.files
         or (is_test_material(path) and path not in nodes.empty and not _is_another_runners(path))
         or _settings_of_tests(file)
-        or any(
-            fnmatchcase(text, pattern) for pattern in patterns for text in (path, PurePosixPath(path).name)
-        )
+        or _is_named_like_tests(path, files)
     ]
+
+
+def _is_collected(file: CodeArtifact, configured: Iterable[CodeArtifact]) -> bool:
+    """Tell whether a runner would take a file for a test, by its usual names or those that a project has configured."""
+    named = is_pytest_file(file.file_path) or _is_named_like_tests(file.file_path, configured)
+    return named or file.file_path in node_tests([file]).files
+
+
+def _is_named_like_tests(path: str, configured: Iterable[CodeArtifact]) -> bool:
+    patterns = (pattern for file in configured for pattern in _patterns(file))
+    texts = (path, PurePosixPath(path).name)
+    return any(fnmatchcase(text, pattern) for pattern in patterns for text in texts)
 
 
 def is_exchange(file: CodeArtifact, standing: Iterable[CodeArtifact]) -> bool:
@@ -77,15 +86,16 @@ def is_exchange(file: CodeArtifact, standing: Iterable[CodeArtifact]) -> bool:
 def is_change_of_tests(file: CodeArtifact, frozen: Sequence[CodeArtifact], imported: Imported) -> bool:
     """Tell whether an answer's file would change frozen tests, how they run, or what they import.
 
-    A new test file changes nothing that stands. New configuration of tests does, and so does a file where a frozen
-    one's folder must be, or below one.
+    So do new configuration of tests, a file where a frozen one's folder must be, or below one, and a new test file: it
+    is loaded beside the others, and may mend for them what the code does wrong.
     """
     if not is_part_of_tests(file):
         return _is_change_of_settings(file, frozen)
     if any(kept.file_path == file.file_path for kept in frozen):
         return is_exchange(file, frozen)
     path = file.file_path
-    return is_runners_own(path) or is_exchange(file, frozen) or imported.hidden_by(path)
+    own = is_runners_own(path) or _is_collected(file, frozen)
+    return own or is_exchange(file, frozen) or imported.hidden_by(path)
 
 
 def is_removal_of_tests(path: str, frozen: Sequence[CodeArtifact]) -> bool:

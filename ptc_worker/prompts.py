@@ -146,8 +146,8 @@ def _standing_tests(plan: PTCExecutionPlan, progress: Progress) -> list[str]:
         )
     if progress.frozen:
         told.append(
-            "The tests and their configuration stand as the first runnable draft had them. Changes to them are "
-            "discarded; you may add tests."
+            "The tests and their configuration stand as the first runnable draft had them. Changes to them, and "
+            "new test files, are discarded."
         )
         if progress.repair is None:
             told.append(

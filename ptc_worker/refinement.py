@@ -106,7 +106,7 @@ def _repair_in(
 ) -> TestRepair | None:
     """Find the repair of frozen tests that an answer makes and may make; None if it makes none.
 
-    It may concern what tests read and how they run, too: a fixture, a value in a file.
+    Only files that the dispute speaks of are changed. It may concern what tests read and how they run, too: a fixture, a value in a file.
     """
     if progress.frozen is None or progress.repair is not None or not answer.disputes:
         return None
@@ -115,12 +115,22 @@ def _repair_in(
         file
         for file in changed
         if not is_interpreters_own(file.file_path)
+        and _is_named(file, answer.disputes)
         and (file.file_path in known or is_runners_own(file.file_path) or not is_part_of_tests(file))
     ]
     if not changes or _count(_overlaid(progress.frozen, changes)) < _count(progress.frozen):
         return None
     paths = [file.file_path for file in changes]
     return TestRepair(iteration=progress.iteration, note="\n".join(answer.disputes), files=paths)
+
+
+def _is_named(file: CodeArtifact, disputes: Sequence[str]) -> bool:
+    """Tell whether a dispute speaks of a file, by its name or one of its tests; what has no tests goes with any."""
+    nodes = node_tests([file]).files.values()
+    tests = {test.rpartition("::")[2] for test in expected_of([file]).tests}
+    tests |= {name for defined in nodes for test in defined for name in test.names}
+    names = {PurePosixPath(file.file_path).name, *filter(None, tests)}
+    return not tests or any(name in note for name in names for note in disputes)
 
 
 def _changes(progress: Progress, files: Sequence[CodeArtifact]) -> list[CodeArtifact]:

@@ -226,6 +226,7 @@ def _contents(merge: Merge) -> dict[str, str]:
         ("Tests/Test_a.py", "def test_a():\n    pass\n"),
         ("tests/test_a.py/b.py", ""),
         ("tests", "a file where a folder must be"),
+        ("tests/test_b.py", "def test_b():\n    assert True\n"),
         ("conftest.py", "import os"),
         ("tests/conftest.py", "import os"),
         ("pytest.ini", "[pytest]\naddopts = --co\n"),
@@ -259,7 +260,6 @@ def test_a_frozen_test_cannot_be_deleted() -> None:
 @pytest.mark.parametrize(
     ("path", "content"),
     [
-        ("tests/test_b.py", "def test_b():\n    assert True\n"),
         ("tests/data/rows.csv", "1"),
         ("pyproject.toml", "[project]\nname = 'a'\n"),
         ("package.json", '{"scripts": {"test": "node --test"}}'),
@@ -268,7 +268,7 @@ def test_a_frozen_test_cannot_be_deleted() -> None:
     ],
 )
 def test_what_changes_no_frozen_test_is_taken(path: str, content: str) -> None:
-    """New tests are welcome, and a file given again as it was is no change."""
+    """What tests may read later, and a file given again as it was, are no change."""
     merge = merged(make_plan(), _frozen(), _answer({path: content}))
 
     assert merge.rejected == []
@@ -329,7 +329,6 @@ def test_no_new_file_comes_between_frozen_tests_and_what_they_import(path: str, 
         "src/a/b.py",
         "a/checks.py",
         "calc.py",
-        "tests/test_c.py",
         "tests/unit/__init__.py",
     ],
 )
@@ -354,6 +353,17 @@ def test_a_dispute_changes_frozen_tests_once() -> None:
     )
     assert "test_a contradicts requirement 1" in progress.warnings[0]
     assert (again.rejected, _contents(again)["tests/test_a.py"]) == (["tests/test_a.py"], REPAIRED)
+
+
+@pytest.mark.parametrize(
+    ("note", "taken"),
+    [("test_a expects too much", True), ("see tests/test_a.py", True), ("all of them", False), ("test_b", False)],
+)
+def test_a_dispute_speaks_of_what_it_changes(note: str, *, taken: bool) -> None:
+    """A word against one test is no reason to write the others anew."""
+    merge = merged(make_plan(), _frozen(), _answer({"tests/test_a.py": REPAIRED}, (), note))
+
+    assert (merge.repair is not None, merge.rejected == []) == (taken, taken)
 
 
 @pytest.mark.parametrize(
