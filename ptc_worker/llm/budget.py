@@ -92,11 +92,20 @@ class Offer:
             raise self.refused(limit, spent, whose)
         return self.costing(left)
 
-    def refused(self, limit: float, spent: float, whose: str) -> NotAskedError:
-        """Say that not even a short answer fits."""
+    def refused(
+        self,
+        limit: float,
+        spent: float,
+        whose: str,
+        reserved: float = 0.0,
+        retry_after: float | None = None,
+    ) -> NotAskedError:
+        """Say that not even a short answer fits beside what was spent, and what calls under way have reserved."""
+        others = f" (calls under way may cost ${reserved:.4f})" if reserved else ""
         return NotAskedError(
             "budget",
-            f"{whose} has spent ${spent:.4f} of ${limit:g}, and the next call may cost ${self.least:.4f}",
+            f"{whose} has spent ${spent:.4f} of ${limit:g}{others}, and the next call may cost ${self.least:.4f}",
+            retry_after=retry_after,
         )
 
     def costing(self, usd: float) -> Offer:

@@ -155,6 +155,7 @@ class Caller:
             prompt,
             offer,
             day_limit=self.budget.day_limit,
+            seconds=self._time_left(),
             tally=tally,
             paid=lambda: self.budget.counted(self.calls[before:]),
         ) as admitted:
