@@ -7,6 +7,7 @@ import time
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
+from uuid import uuid4
 
 import stamina
 import structlog
@@ -65,6 +66,8 @@ class BusyError(Exception):
 class Caller:
     """Asks providers in turn, within a deadline and a budget, and keeps the bill."""
 
+    run_id: str = field(default_factory=lambda: uuid4().hex)
+    """Whose calls these are; a run makes one at a time."""
     iteration: int
     request: Request = Request.DRAFT
     """What is asked for."""
@@ -155,6 +158,7 @@ class Caller:
             prompt,
             offer,
             day_limit=self.budget.day_limit,
+            owner=self.run_id,
             seconds=self._time_left(),
             tally=tally,
             paid=lambda: self.budget.counted(self.calls[before:]),

@@ -26,36 +26,45 @@ _LOOK_SECONDS = 5.0
 _RESERVE = (
     NOW
     + """
--- KEYS: a day   ARGV: its limit, the most and the least to reserve (US dollars), name of the reservation, ms that its call
--- may take, seconds to live
--- Beside what was spent there is a field for each call under way. One that stands for longer than its call may take was
--- left by a worker that was killed: it counts as spent. Whoever asks again, because the answer was lost, gets it again.
+-- KEYS: a day   ARGV: its limit, the most and the least to reserve (US dollars), whose call it is, its own name, ms that
+-- it may take, seconds to live
+-- Beside what was spent there is a field for whoever has a call under way. One that stands for longer than its call may
+-- take, or whose owner makes another call, was left by a worker that was killed: it counts as spent. Whoever asks again
+-- in the name of the same call, because the answer was lost, gets it again.
 -- Returns what is reserved ('' if not even the least fits), what was spent, and what other calls have reserved.
 local spent, reserved, ours = 0, 0, nil
 local kept = redis.call('HGETALL', KEYS[1])
 for i = 1, #kept, 2 do
-  local usd, until_ = string.match(kept[i + 1], '^(%S+) (%d+)$')
-  if kept[i] == ARGV[4] then
+  local usd, until_, call = string.match(kept[i + 1], '^(%S+) (%d+) (%S+)$')
+  if call == ARGV[5] then
     ours = usd
-  elseif usd and tonumber(until_) > now then
+  elseif call and kept[i] ~= ARGV[4] and tonumber(until_) > now then
     reserved = reserved + tonumber(usd)
   else
     spent = spent + tonumber(usd or kept[i + 1])
+    if call then
+      redis.call('HINCRBYFLOAT', KEYS[1], 'spent', usd)
+      redis.call('HDEL', KEYS[1], kept[i])
+    end
   end
 end
 local fits = math.min(tonumber(ARGV[2]), tonumber(ARGV[1]) - spent - reserved)
 if not ours and fits >= tonumber(ARGV[3]) then
   ours = string.format('%.9f', fits)
-  redis.call('HSET', KEYS[1], ARGV[4], ours .. ' ' .. string.format('%d', now + tonumber(ARGV[5])))
-  redis.call('EXPIRE', KEYS[1], ARGV[6])
+  redis.call('HSET', KEYS[1], ARGV[4], ours .. ' ' .. string.format('%d', now + tonumber(ARGV[6])) .. ' ' .. ARGV[5])
+  redis.call('EXPIRE', KEYS[1], ARGV[7])
 end
 return {ours or '', string.format('%.9f', spent), string.format('%.9f', reserved)}
 """
 )
 
 _SETTLE = """
--- KEYS: a day   ARGV: name of a reservation, US dollars that its call cost
-if redis.call('HDEL', KEYS[1], ARGV[1]) == 1 then redis.call('HINCRBYFLOAT', KEYS[1], 'spent', ARGV[2]) end
+-- KEYS: a day   ARGV: whose call it was, its own name, the US dollars it cost
+local call = string.match(redis.call('HGET', KEYS[1], ARGV[1]) or '', '%S+$')
+if call == ARGV[2] then
+  redis.call('HDEL', KEYS[1], ARGV[1])
+  redis.call('HINCRBYFLOAT', KEYS[1], 'spent', ARGV[3])
+end
 return 1
 """
 
@@ -69,18 +78,19 @@ class Spending:
 
     @asynccontextmanager
     async def reserving(
-        self, offer: Offer, limit: float, seconds: float, paid: Callable[[], float]
+        self, offer: Offer, limit: float, owner: str, seconds: float, paid: Callable[[], float]
     ) -> AsyncIterator[Offer]:
         """Reserve an offer's worst case, or as much of it as fits; afterwards count what `paid` tells instead.
 
-        The call may take so many seconds.
+        The call may take so many seconds, and its owner makes no other one meanwhile.
 
         Raises:
             NotAskedError: not even a short answer fits; `retry_after` tells when it may, if calls under way cost less than
                 they have reserved.
         """
-        key, name = spent_key(await self._today()), uuid4().hex
-        args: list[str | float] = [limit, offer.most, offer.least, name, round(seconds * 1000), _TTL_SECONDS]
+        key, call = spent_key(await self._today()), uuid4().hex
+        args: list[str | float] = [limit, offer.most, offer.least]
+        args += [owner, call, max(0, round(seconds * 1000)), _TTL_SECONDS]
         ours, *sums = await self._reserve(keys=[key], args=args)
         if not ours:
             spent, reserved = map(float, sums)
@@ -89,7 +99,7 @@ class Spending:
         try:
             yield offer.costing(float(ours))
         finally:
-            await settled(self._settle(keys=[key], args=[name, f"{paid():.9f}"]))
+            await settled(self._settle(keys=[key], args=[owner, call, f"{paid():.9f}"]))
 
     async def _today(self) -> str:
         """Name the day by the server's clock, which all workers share."""

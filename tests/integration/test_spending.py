@@ -140,15 +140,25 @@ def test_what_a_killed_worker_had_reserved_counts_as_spent_once_its_call_must_be
     workers: Workers,
 ) -> None:
     """Nobody waits for it then."""
-    with half_the_day(workers) as server:
-        (name,) = cast("list[bytes]", workers.redis.hkeys(key := today()))
-        workers.redis.hset(key, name, "0.505 1")
-        outcome, _ = workers.ask(
-            Model.at(OPENAI, server.url, model=TERRA, max_output_tokens=4096), budget=Budget(day_limit=0.51)
-        )
+    workers.redis.hset(today(), "run", "0.505 1 call")
+    with serving(priced(0, 100)) as url:
+        model = Model.at(OPENAI, url, model=TERRA, max_output_tokens=4096)
+        outcome, _ = workers.ask(model, budget=Budget(day_limit=0.51))
 
     assert isinstance(outcome, OverBudgetError)
     assert "today has spent $0.5050 of $0.51, and" in str(outcome)
+
+
+def test_what_a_killed_worker_had_reserved_counts_as_spent_once_its_run_goes_on(workers: Workers) -> None:
+    """Whoever took the run over tells by its own call that the last one is over; nobody knows what that cost."""
+    with half_the_day(workers) as server:
+        model = Model.at(OPENAI, server.url, model=TERRA, max_output_tokens=4096)
+        (run_id,) = cast("list[bytes]", workers.redis.hkeys(today()))
+        again, _ = workers.ask(model, budget=Budget(day_limit=0.51), run_id=run_id.decode())
+        other, _ = workers.ask(model, budget=Budget(day_limit=0.51))
+
+    assert [type(outcome) for outcome in (again, other)] == [OverBudgetError, OverBudgetError]
+    assert spent_today(workers) == pytest.approx(0.505, abs=0.01)
 
 
 @pytest.mark.parametrize("lost", [1, 2], ids=["reservation", "settlement"])
