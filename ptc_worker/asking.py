@@ -92,6 +92,7 @@ def _caller(hold: Hold, request: Request) -> Caller:
     run = hold.run
     keeps = settings().ptc_response_cache_ttl and run.plan.cache_strategy is not CacheStrategy.NEVER
     return Caller(
+        run_id=run.run_id,
         iteration=run.progress.iteration,
         request=request,
         deadline=run.deadline,

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
+from uuid import uuid4
 
 from models import opened
 from support import answer_with, make_plan
@@ -98,11 +99,13 @@ class _Asking(AsyncExitStack):
         prompt: Prompt = PROMPT,
         remembers: bool = False,
         budget: Budget | None = None,
+        run_id: str = "",
         blobs: Blobs | None = None,
     ) -> None:
         super().__init__()
         self._workers, self._models, self._prompt = workers, models, prompt
         self._seconds, self._remembers = seconds, remembers
+        self._run_id = run_id or uuid4().hex
         self._budget, self._blobs = budget or Budget(), blobs or workers.blobs
 
     async def __aenter__(self) -> Any:
@@ -113,6 +116,7 @@ class _Asking(AsyncExitStack):
             for model in self._models
         ]
         caller = Caller(
+            run_id=self._run_id,
             iteration=1,
             deadline=time.monotonic() + self._seconds,
             shared=shared,

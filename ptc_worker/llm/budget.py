@@ -100,10 +100,21 @@ class Offer:
             raise self.refused(limit, spent, whose, name)
         return self.costing(left)
 
-    def refused(self, limit: float, spent: float, whose: str, name: str) -> NotAskedError:
-        """Say that not even a short answer fits, and which field or setting bounds it."""
-        figures = f"{whose} has spent ${spent:.4f} of ${Decimal(f'{limit:g}'):f}"
-        return NotAskedError("budget", f"{figures}, and the next call may cost ${self.least:.4f} ({name})")
+    def refused(
+        self,
+        limit: float,
+        spent: float,
+        whose: str,
+        name: str,
+        *,
+        reserved: float = 0.0,
+        retry_after: float | None = None,
+    ) -> NotAskedError:
+        """Say that not even a short answer fits, beside what calls under way have reserved, and what bounds it."""
+        others = f" (calls under way may cost ${reserved:.4f})" if reserved else ""
+        figures = f"{whose} has spent ${spent:.4f} of ${Decimal(f'{limit:g}'):f}{others}"
+        message = f"{figures}, and the next call may cost ${self.least:.4f} ({name})"
+        return NotAskedError("budget", message, retry_after=retry_after)
 
     def costing(self, usd: float) -> Offer:
         """Bound the answer so that the call costs at most so many US dollars."""

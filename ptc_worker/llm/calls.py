@@ -7,6 +7,7 @@ import time
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
+from uuid import uuid4
 
 import stamina
 import structlog
@@ -65,6 +66,8 @@ class BusyError(Exception):
 class Caller:
     """Asks providers in turn, within a deadline and a budget, and keeps the bill."""
 
+    run_id: str = field(default_factory=lambda: uuid4().hex)
+    """Whose calls these are; a run makes one at a time."""
     iteration: int
     request: Request = Request.DRAFT
     """What is asked for."""
@@ -79,6 +82,8 @@ class Caller:
     budget: Budget = field(default_factory=Budget)
     calls: list[ModelCall] = field(default_factory=list)
     """Every call, billed or not, failed and abandoned ones included."""
+    _in_hand: Answer | None = field(default=None, init=False)
+    """What was answered and paid for, from that moment on."""
 
     async def ask(self, providers: Sequence[Provider], prompt: Prompt) -> Answer:
         """Return the first usable answer.
@@ -90,16 +95,24 @@ class Caller:
             NoAnswerError: every provider failed.
             RedisError: it could not be told whether a call may be made.
         """
+        try:
+            async with asyncio.timeout(max(0.0, self._time_left())):
+                return await self._first_answer(providers, prompt)
+        except (TimeoutError, asyncio.CancelledError):
+            if self._in_hand:  # what came too late is the telling of others
+                return self._in_hand
+            raise
+
+    async def _first_answer(self, providers: Sequence[Provider], prompt: Prompt) -> Answer:
         failures: list[tuple[Provider, ModelError]] = []
-        async with asyncio.timeout(max(0.0, self._time_left())):
-            for provider in providers:
-                try:
-                    return await self._answer_of(provider, prompt, last=provider is providers[-1])
-                except ModelError as error:
-                    failures.append((provider, error))
-                    log.warning("provider_given_up", provider=provider.name, error=error.kind)
-                    if isinstance(error, UnsendableError):
-                        break
+        for provider in providers:
+            try:
+                return await self._answer_of(provider, prompt, last=provider is providers[-1])
+            except ModelError as error:
+                failures.append((provider, error))
+                log.warning("provider_given_up", provider=provider.name, error=error.kind)
+                if isinstance(error, UnsendableError):
+                    break
         raise self._unanswered(failures)
 
     async def _answer_of(self, provider: Provider, prompt: Prompt, *, last: bool) -> Answer:
@@ -128,12 +141,14 @@ class Caller:
                 if not reply.text.strip():
                     raise TransientError("empty", "the answer holds no text")
                 outcome = "truncated" if reply.truncated else "ok"
+                self._in_hand = answer = Answer(
+                    text=reply.text, truncated=reply.truncated, provider=provider.name, model=tally.model
+                )
             except ModelError as error:
                 outcome = error.kind
                 raise
             finally:
                 self._bill(call.ended(prompt, tally, outcome))
-        answer = Answer(text=reply.text, truncated=reply.truncated, provider=provider.name, model=tally.model)
         return answer, max_output_tokens < provider.max_output_tokens
 
     async def _sure_to_pay(self) -> None:
@@ -155,6 +170,8 @@ class Caller:
             prompt,
             offer,
             day_limit=self.budget.day_limit,
+            owner=self.run_id,
+            seconds=self._time_left(),
             tally=tally,
             paid=lambda: self.budget.counted(self.calls[before:]),
         ) as admitted:

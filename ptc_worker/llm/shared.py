@@ -63,12 +63,14 @@ class Shared:
         offer: Offer,
         *,
         day_limit: float | None,
+        owner: str,
+        seconds: float,
         tally: Tally,
         paid: Callable[[], float],
     ) -> AsyncIterator[Offer]:
         """Let a call through where breaker, day and limits allow it, and note afterwards what it used.
 
-        Yields the offer, bounded by what is left of the day.
+        The call may take so many seconds, and its owner makes no other one meanwhile. Yields the offer, bounded by what is left of the day.
 
         Raises:
             NotAskedError: one of them does not allow it.
@@ -76,7 +78,8 @@ class Shared:
         async with AsyncExitStack() as stack:
             await stack.enter_async_context(self.breaker.watching(provider))
             if day_limit is not None:
-                offer = await stack.enter_async_context(self.spending.reserving(offer, day_limit, paid))
+                reserving = self.spending.reserving(offer, day_limit, owner, seconds, paid)
+                offer = await stack.enter_async_context(reserving)
             counting = self.limits.counting(provider, prompt, offer.max_output_tokens, tally)
             await stack.enter_async_context(counting)
             yield offer

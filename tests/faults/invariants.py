@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
+from ptc_contracts.bill import Request
 from ptc_contracts.keys import (
     ACTIVE_RUNS,
     BROKER_PREFIX,
@@ -39,6 +40,12 @@ SLACK_SECONDS = 1.0
 
 FALLS = {"worker_killed", "worker_frozen", "worker_terminated"}
 """Faults that may cost a call: a kill, a freeze beyond the lease, the end of a warm shutdown."""
+
+_Turn = tuple[str, int, Request]
+"""A plan by its cache key, an iteration, and what it asks for."""
+
+_ANSWERED = {"ok", "truncated"}
+"""Outcomes of calls that brought an answer."""
 
 _OURS_ALONE = ("execution_id", "llm_usage")
 _HIT_FACTS = ("cached_execution_id", "cached_at", "saved_cost_usd", "saved_tokens", "joined_run")
@@ -241,12 +248,12 @@ def _calls(evidence: Evidence) -> dict[str, Any]:
     A call is excused that was open, or whose answer was not kept yet, when its worker was killed, frozen for
     longer than a lease, or ended by a warm shutdown.
     """
-    runs = Counter((task_key, turn) for task_key, turn in _turns(evidence))
-    keys = {task.content: task.key for task in evidence.tasks}
+    runs = Counter(_turns(evidence))
+    tasks = {task.content: task for task in evidence.tasks}
     good = defaultdict(list)
     for call in evidence.calls:
         if call.fault is None:
-            good[keys[call.turn.plan], call.turn.number].append(call)
+            good[_asked(tasks[call.turn.plan], call)].append(call)
     bill = _bill(evidence)
     extra = excused = in_flight = 0
     unexcused = []
@@ -269,21 +276,29 @@ def _calls(evidence: Evidence) -> dict[str, Any]:
     )
 
 
-def _turns(evidence: Evidence) -> Iterator[tuple[str, int]]:
+def _asked(task: Task, call: Call) -> _Turn:
+    """Tell what a request asked for."""
+    iteration, number = call.turn.number, call.turn.request
+    return task.key, iteration, task.requests[number - 1] if iteration == 1 else Request.DRAFT
+
+
+def _turns(evidence: Evidence) -> Iterator[_Turn]:
     """List the answers that each run needs; one that waited for nobody's sake counts as far as it came."""
-    lengths = {task.key: len(task.answers) for task in evidence.tasks}
+    tasks = {task.key: task for task in evidence.tasks}
     for run in evidence.kept.runs.values():
-        most = lengths[run["key"]] if run["state"] == "ended" else int(run["iteration"])
-        yield from ((run["key"], turn) for turn in range(1, most + 1))
+        for iteration, request in tasks[run["key"]].turns:
+            if run["state"] == "ended" or iteration <= int(run["iteration"]):
+                yield run["key"], iteration, request
 
 
-def _bill(evidence: Evidence) -> dict[tuple[str, int], set[str]]:
-    """Name the models whose calls are on a run's bill, for each plan and turn."""
-    bill: dict[tuple[str, int], set[str]] = defaultdict(set)
+def _bill(evidence: Evidence) -> dict[_Turn, set[str]]:
+    """Name the models whose answers are on a run's bill, for each turn."""
+    bill: dict[_Turn, set[str]] = defaultdict(set)
     for run_id, calls in evidence.kept.calls.items():
         for call in calls:
-            turn = evidence.kept.runs[run_id]["key"], call["iteration"]
-            bill[turn].add(call["model"].removeprefix(REPLAY_PREFIX))
+            if call["outcome"] in _ANSWERED:
+                turn = evidence.kept.runs[run_id]["key"], call["iteration"], Request(call["request"])
+                bill[turn].add(call["model"].removeprefix(REPLAY_PREFIX))
     return bill
 
 

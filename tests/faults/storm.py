@@ -53,6 +53,8 @@ _CROWD = 5
 """Plans under way for each worker, beyond which the next fault waits: else the last plans would see none."""
 _LONGEST_LULL = 20.0
 _LONGEST_WAIT = 5.0
+_FAULT_RATE = 0.1
+"""Share of the models' answers that fail in passing, beside those that a fault of the storm spoils."""
 _AGAIN = 3
 """Answered plans that a restarted submitter submits once more."""
 
@@ -132,7 +134,7 @@ class Storm:
         self.mishaps: list[str] = []
         self._released = 0
         self._deck: list[Kind] = []
-        self._scripted = 0
+        self._scripted_until_call = 0
         self._slow_until_call = 0
         self._in_hand: set[str] = set()
         self._stopping: dict[str, Strike] = {}
@@ -399,12 +401,12 @@ class Storm:
 
     def _model_faults(self) -> str:
         """Let the next requests go wrong: fewer than it takes to give a provider up."""
-        if sum(call.fault is not None for call in self.replay.journal) < self._scripted:
+        if len(self.replay.journal) < self._scripted_until_call:
             return ""
         faults: list[Fault | None] = [
             self.chance.choice(FaultPlan.kinds) for _ in range(self.chance.randint(1, 3))
         ]
-        self._scripted += len(faults)
+        self._scripted_until_call = len(self.replay.journal) + len(faults)
         self.replay.faults.script(faults)
         names = ", ".join(fault.value for fault in faults if fault)
         self._note(Kind.MODEL_FAULTS, names)
@@ -499,7 +501,8 @@ def _sandboxes(worker: Worker) -> list[psutil.Process]:
 
 def raise_storm(options: Options, folder: Path, cache: Path) -> dict[str, Any]:
     """Run a storm in a folder; return its report. `cache` keeps the sandboxes' environments."""
-    with replaying(chunk_chars=40, chunk_seconds=0.02) as replay:
+    passing = FaultPlan(rate=_FAULT_RATE, seed=options.seed)
+    with replaying(chunk_chars=40, chunk_seconds=0.02, faults=passing) as replay:
         storm = Storm(options, folder, replay, cache)
         evidence = storm.run()
     counts = Counter(strike.kind for strike in storm.strikes)

@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+import psutil
 import pytest
 from models import requests_of
 from redis import Redis
@@ -28,7 +29,7 @@ from support import replaying, until
 
 from ptc_contracts.blobs import Blobs
 from ptc_contracts.keys import response_key
-from ptc_worker.halt import Halt
+from ptc_worker.halt import Halt, Why
 from ptc_worker.llm.budget import Budget
 from ptc_worker.llm.calls import Answer
 from ptc_worker.llm.loop import run_async
@@ -212,3 +213,25 @@ def test_an_answer_is_not_lost_where_nobody_can_be_told_what_it_used(tmp_path: P
         redis.shutdown(nosave=True)
 
         assert work.result().text == ANSWER
+
+
+def test_an_answer_is_not_lost_where_its_run_is_halted_before_the_others_were_told(workers: Workers) -> None:
+    """The server stands still when it comes, and the worker is told to end: nobody has to pay for it again."""
+    with (
+        replaying((PLAN, [ANSWER]), chunk_chars=100, chunk_seconds=0.1) as server,
+        ThreadPoolExecutor(1) as thread,
+    ):
+        halt = Halt()
+        work = thread.submit(
+            run_async, asked(workers, Model.at(CLAUDE, server.url, rpm=5, tpm=100_000)), halt
+        )
+        until(lambda: requests_of(server) == 1)
+        redis = psutil.Process(workers.redis.info("server")["process_id"])
+        redis.suspend()
+        try:
+            until(lambda: not server.stats()["in_flight"])
+            halt.set(Why.SHUTDOWN)
+
+            assert work.result().text == ANSWER
+        finally:
+            redis.resume()

@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
 from datetime import UTC, datetime
+from itertools import count
+from socket import AF_UNIX, create_connection, socket
+from socketserver import BaseRequestHandler, ThreadingTCPServer
+from threading import Thread
 from typing import TYPE_CHECKING, cast
+from urllib.parse import urlsplit
 
 import pytest
 from models import chunk, chunks, requests_of, serving
@@ -21,13 +27,16 @@ from sharing import (
 from support import replaying, until
 
 from ptc_contracts.keys import spent_key
+from ptc_contracts.settings import RedisSettings
 from ptc_worker.halt import Halt, HaltedError, Why
 from ptc_worker.llm.budget import Budget
-from ptc_worker.llm.calls import OverBudgetError
+from ptc_worker.llm.calls import BusyError, OverBudgetError
 from ptc_worker.llm.loop import run_async
 from ptc_worker.llm.replay.faults import Fault
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from ptc_worker.llm.replay.server import ReplayServer
 
 pytestmark = pytest.mark.usefixtures("_no_waiting")
@@ -42,10 +51,15 @@ def priced(prompt_tokens: int, completion_tokens: int, text: str = ANSWER) -> by
     )
 
 
+def today() -> str:
+    """Name the key of this day."""
+    return spent_key(datetime.now(UTC).date().isoformat())
+
+
 def spent_today(workers: Workers) -> float:
     """Read what this day has spent or reserved."""
-    day = datetime.now(UTC).date().isoformat()
-    return float(cast("bytes | None", workers.redis.get(spent_key(day))) or 0)
+    kept = cast("list[bytes]", workers.redis.hvals(today()))
+    return sum(float(value.split()[0]) for value in kept)
 
 
 def test_what_a_day_has_spent_is_what_its_calls_cost(workers: Workers) -> None:
@@ -83,10 +97,116 @@ def test_no_burst_of_workers_spends_more_than_a_day_allows(workers: Workers) -> 
     with serving(priced(0, 20_000)) as url:
         model = Model.at(OPENAI, url, model=TERRA, max_output_tokens=20_000)
         outcomes = workers.at_once(12, model, budget=Budget(day_limit=0.51))
-        refused = [outcome for outcome in outcomes if isinstance(outcome, OverBudgetError)]
+        refused = [outcome for outcome in outcomes if isinstance(outcome, OverBudgetError | BusyError)]
 
     assert (sum(map(answered, outcomes)), len(refused)) == (5, 7)
     assert spent_today(workers) == pytest.approx(0.5)
+
+
+@contextmanager
+def half_the_day(workers: Workers) -> Iterator[ReplayServer]:
+    """Let a call be under way that may cost 50 cents."""
+    with replaying((PLAN, [ANSWER]), latency=3600) as server, ThreadPoolExecutor(1) as thread:
+        model = Model.at(OPENAI, server.url, model=TERRA, max_output_tokens=100_000)
+        halt = Halt()
+
+        async def ask() -> None:
+            async with workers.asking(model, budget=Budget(day_limit=2.0)) as (caller, providers, prompt):
+                await caller.ask(providers, prompt)
+
+        work = thread.submit(run_async, ask(), halt)
+        until(lambda: requests_of(server) == 1)
+        try:
+            yield server
+        finally:
+            halt.set(Why.CANCELLED)
+            with pytest.raises(HaltedError):
+                work.result()
+
+
+def test_what_others_have_only_reserved_is_waited_for(workers: Workers) -> None:
+    """They will hardly spend it: nobody's plan has to end for that, and there is time to come back."""
+    with half_the_day(workers) as server:
+        model = Model.at(OPENAI, server.url, model=TERRA, max_output_tokens=4096)
+        outcome, _ = workers.ask(model, budget=Budget(day_limit=0.51))
+        hasty, _ = workers.ask(model, budget=Budget(day_limit=0.51), seconds=2)
+
+    assert isinstance(outcome, BusyError)
+    assert "budget: today has spent $0.0000 of $0.51 (calls under way may cost $0.5" in str(outcome)
+    assert isinstance(hasty, OverBudgetError)
+
+
+def test_what_a_killed_worker_had_reserved_counts_as_spent_once_its_call_must_be_over(
+    workers: Workers,
+) -> None:
+    """Nobody waits for it then."""
+    workers.redis.hset(today(), "run", "0.505 1 call")
+    with serving(priced(0, 100)) as url:
+        model = Model.at(OPENAI, url, model=TERRA, max_output_tokens=4096)
+        outcome, _ = workers.ask(model, budget=Budget(day_limit=0.51))
+
+    assert isinstance(outcome, OverBudgetError)
+    assert "today has spent $0.5050 of $0.51, and" in str(outcome)
+
+
+def test_what_a_killed_worker_had_reserved_counts_as_spent_once_its_run_goes_on(workers: Workers) -> None:
+    """Whoever took the run over tells by its own call that the last one is over; nobody knows what that cost."""
+    with half_the_day(workers) as server:
+        model = Model.at(OPENAI, server.url, model=TERRA, max_output_tokens=4096)
+        (run_id,) = cast("list[bytes]", workers.redis.hkeys(today()))
+        again, _ = workers.ask(model, budget=Budget(day_limit=0.51), run_id=run_id.decode())
+        other, _ = workers.ask(model, budget=Budget(day_limit=0.51))
+
+    assert [type(outcome) for outcome in (again, other)] == [OverBudgetError, OverBudgetError]
+    assert spent_today(workers) == pytest.approx(0.505, abs=0.01)
+
+
+@pytest.mark.parametrize("lost", [1, 2], ids=["reservation", "settlement"])
+def test_a_lost_answer_of_the_server_counts_nothing_twice(lost: int, workers: Workers) -> None:
+    """Whoever misses one asks again: the day must neither forget what it has spent nor count it once more."""
+    with serving(priced(0, 20_000)) as url:
+        model = Model.at(OPENAI, url, model=TERRA, max_output_tokens=100_000)
+        workers.ask(model, budget=Budget(day_limit=10.0))
+        with losing_an_answer(workers.settings, today(), lost) as settings:
+            outcome, _ = Workers(settings, workers.redis).ask(model, budget=Budget(day_limit=10.0))
+
+    assert answered(outcome)
+    assert spent_today(workers) == pytest.approx(0.2)
+
+
+@contextmanager
+def losing_an_answer(settings: RedisSettings, word: str, which: int) -> Iterator[RedisSettings]:
+    """Reach a server on a way that breaks once, just before it brings the answer to such a command with this word."""
+    seen = count(1)
+
+    class Way(BaseRequestHandler):
+        def handle(self) -> None:
+            with closing(connected(settings)) as server:
+                while data := self.request.recv(1 << 20):
+                    server.sendall(data)
+                    answer = server.recv(1 << 20)
+                    if word.encode() in data and next(seen) == which:
+                        return
+                    self.request.sendall(answer)
+
+    with ThreadingTCPServer(("127.0.0.1", 0), Way) as way:
+        way.daemon_threads = True
+        thread = Thread(target=way.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
+        thread.start()
+        secret = urlsplit(settings.url).password or ""
+        yield RedisSettings(url=f"redis://:{secret}@127.0.0.1:{way.server_address[1]}/0")
+        way.shutdown()
+        thread.join()
+
+
+def connected(settings: RedisSettings) -> socket:
+    """Open a connection to a server."""
+    parts = urlsplit(settings.url)
+    if parts.scheme == "unix":
+        server = socket(AF_UNIX)
+        server.connect(parts.path)
+        return server
+    return create_connection((parts.hostname, parts.port))
 
 
 def test_the_message_of_a_day_that_is_spent_has_the_figures(workers: Workers) -> None:

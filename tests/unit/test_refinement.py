@@ -357,7 +357,12 @@ def test_a_dispute_changes_frozen_tests_once() -> None:
 
 @pytest.mark.parametrize(
     ("note", "taken"),
-    [("test_a expects too much", True), ("see tests/test_a.py", True), ("all of them", False), ("test_b", False)],
+    [
+        ("test_a expects too much", True),
+        ("see tests/test_a.py", True),
+        ("all of them", False),
+        ("test_b", False),
+    ],
 )
 def test_a_dispute_speaks_of_what_it_changes(note: str, *, taken: bool) -> None:
     """A word against one test is no reason to write the others anew."""
