@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 import signal
 import sys
-import time
-from collections import Counter, defaultdict, deque
+from collections import deque
 from contextlib import ExitStack, contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, NoReturn
+from typing import TYPE_CHECKING, BinaryIO, NoReturn
 from uuid import uuid4
 
 import click
@@ -20,20 +19,17 @@ from ptc_contracts import (
     CacheStrategy,
     ExecutionStatus,
     InvalidPlanError,
-    PTCArtifactResult,
     PTCError,
     PTCExecutionPlan,
     RunNotFinishedError,
     ServerUnavailableError,
 )
-from ptc_contracts.progress import IterationNote
-from ptc_contracts.run import RunState
-from ptc_contracts.verdicts import Outcome
+from roma_bridge.summary import summary
+from roma_bridge.watching import Watch, follow, submission_line
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Mapping
 
-    from ptc_contracts.run import RunStatus
     from roma_bridge.client import PlanHandle
     from roma_bridge.local import LocalStack
 
@@ -58,11 +54,6 @@ _STATUS_EXIT = {
     ExecutionStatus.TIMEOUT: 4,
 }
 _ERROR_EXIT = {ServerUnavailableError: 5, RunNotFinishedError: 6}
-
-_GLANCE_SECONDS = 0.1
-_NO_WORKER_SECONDS = 3.0
-_OVERDUE_SECONDS = 2.0
-_FETCH_SECONDS = 30.0
 
 
 @click.command(
@@ -172,7 +163,7 @@ def enqueue(
         if no_wait:
             _tell_submission(handle, as_json=as_json)
             return
-        result = _follow(handle, timeout, here)
+        result = follow(handle, timeout, here)
         if as_json:
             click.echo(result.model_dump_json(indent=2))
         folder = output or (None if as_json else Path(handle.run_id or f"{handle.key}-cached"))
@@ -219,7 +210,7 @@ def _warm(
             from roma_bridge.local import local_stack
 
             here = stack.enter_context(local_stack())
-        warming = Warming(here.ptc if here else PTC(), deque(plans), jobs, _Watch().say, expires)
+        warming = Warming(here.ptc if here else PTC(), deque(plans), jobs, Watch().say, expires)
         rows = warming.run(timeout, here.check if here else lambda: None)
     click.echo((written if as_json else worded)(rows))
     if any(row.unfinished for row in rows):
@@ -256,107 +247,6 @@ def _for_replay(plan: PTCExecutionPlan) -> PTCExecutionPlan:
     return plan.model_copy(update=own)
 
 
-def _follow(handle: PlanHandle, timeout: float | None, here: LocalStack | None) -> PTCArtifactResult:
-    """Wait for the result, with a line for every step on the way."""
-    watch = _Watch()
-    watch.say(_submission_line(handle))
-    while not handle.from_cache:
-        if here:
-            here.check()
-        over = timeout is not None and watch.seconds >= timeout
-        try:
-            ended = watch.look(handle, own_worker=here is not None)
-        except ServerUnavailableError as error:
-            if over:
-                raise
-            watch.say_once(f"{error}; waiting for it")
-            ended = False
-        if ended or over:
-            break
-        time.sleep(_GLANCE_SECONDS)
-    result = handle.get(timeout=_FETCH_SECONDS if handle.from_cache or ended else 0)
-    if not result.from_cache:
-        watch.tell_history([IterationNote.model_validate(n) for n in result.metadata.get("history", [])])
-    return result
-
-
-class _Watch:
-    """Prints what is new since the last look, each line with the time since the start."""
-
-    def __init__(self) -> None:
-        self._started = time.monotonic()
-        self._last = ""
-        self._said = ""
-        self._told = 0
-        self._looked_after = 0.0
-        self._asked_for_workers = False
-
-    @property
-    def seconds(self) -> float:
-        return time.monotonic() - self._started
-
-    def say(self, line: str) -> None:
-        stamp = click.style(f"[{self.seconds:6.1f} s]", dim=True)
-        click.echo(f"{stamp} {line}", err=True)
-
-    def say_once(self, line: str) -> None:
-        if line != self._said:
-            self.say(line)
-        self._said = line
-
-    def look(self, handle: PlanHandle, *, own_worker: bool) -> bool:
-        """Look at a run, tell what is new, and return whether it has ended."""
-        status = handle.status()
-        self._said = ""
-        self.tell(status)
-        if status.state is RunState.ENDED:
-            return True
-        if self.seconds - self._looked_after > _OVERDUE_SECONDS:
-            self._looked_after = self.seconds
-            handle.end_if_over()  # where no worker is left to do it
-        waits = status.state is RunState.QUEUED and self.seconds > _NO_WORKER_SECONDS
-        if waits and not own_worker and not self._asked_for_workers:
-            self._asked_for_workers = True
-            if not handle.ptc.workers_answer():
-                self.say("no worker answers; start one with: celery -A ptc_worker worker")
-        return False
-
-    def tell(self, status: RunStatus) -> None:
-        self.tell_history(status.history)
-        line = _status_line(status)
-        if line != self._last and status.state is not RunState.ENDED:
-            self.say(line)
-            self._last = line
-
-    def tell_history(self, history: Sequence[IterationNote]) -> None:
-        for note in history[self._told :]:
-            counts = f": {note.passed} passed, {note.failed} failed" if note.passed or note.failed else ""
-            colour = "green" if note.outcome is Outcome.PASSED else "red"
-            self.say(f"iteration {note.iteration}: " + click.style(note.outcome.value + counts, fg=colour))
-        self._told = max(self._told, len(history))
-
-
-def _submission_line(handle: PlanHandle) -> str:
-    if handle.from_cache:
-        return f"plan {handle.key}: the cache answers"
-    if handle.ready():
-        return (
-            f"run {handle.run_id}: ended a short while ago under this execution_id, and its result counts; give the "
-            "plan another one for a new run"
-        )
-    return f"run {handle.run_id}: {'joined, it was under way' if handle.joined else 'submitted'}"
-
-
-def _status_line(status: RunStatus) -> str:
-    doing = {
-        (RunState.QUEUED, "generate"): "waits for a model",
-        (RunState.RUNNING, "generate"): "a model writes",
-        (RunState.QUEUED, "sandbox"): "waits for a sandbox",
-        (RunState.RUNNING, "sandbox"): "its tests run",
-    }.get((status.state, status.stage.value), "")
-    return f"iteration {status.iteration} of {status.max_iterations}: {doing}"
-
-
 def _tell_submission(handle: PlanHandle, *, as_json: bool) -> None:
     facts = {
         "run_id": handle.run_id,
@@ -364,97 +254,7 @@ def _tell_submission(handle: PlanHandle, *, as_json: bool) -> None:
         "joined": handle.joined,
         "from_cache": handle.from_cache,
     }
-    click.echo(json.dumps(facts) if as_json else handle.run_id or _submission_line(handle))
-
-
-_MORE_ISOLATION = {
-    "landlock": "where the worker may make user namespaces, tests get bubblewrap, and a loopback network with it",
-    "none": "nothing kept these tests in: see 'What isolates the tests' in the README",
-}
-"""How to get more than the isolation that a result names."""
-
-
-def summary(result: PTCArtifactResult, folder: Path | None) -> str:
-    """Word a result for people: status, files, tests, tokens, cost, and where the files are."""
-    colour = "green" if result.success else "red" if not result.artifacts else "yellow"
-    lines = [
-        click.style(result.status.value, fg=colour, bold=True) + f" in {result.duration_seconds:.1f} s, "
-        f"{result.iterations_used} iteration{'s' if result.iterations_used != 1 else ''}"
-    ]
-    reason = str(result.metadata.get("stop_reason"))
-    if not result.success and reason in _REASONS:
-        lines.append(f"  stopped   {_REASONS[reason]}")
-    if result.error_message:
-        lines.append(f"  error     {result.error_message}")
-    lines += [f"  warning   {warning}" for warning in result.warnings]
-    if tests := result.test_results:
-        isolation = result.metadata.get("isolation")
-        lines.append(
-            f"  tests     {tests.tests_passed} passed, {tests.tests_failed} failed"
-            f"{f' (isolation: {isolation})' if isolation else ''}"
-        )
-        if isolation in _MORE_ISOLATION:
-            lines.append(f"            {_MORE_ISOLATION[isolation]}")
-        marks = {"passed": click.style("✓", fg="green")}
-        for test in _rows(result, "tests", {"id", "outcome"}):
-            mark = marks.get(test["outcome"], click.style("✗", fg="red"))
-            lines.append(
-                f"            {mark} {test['id']}"
-                + ("" if test["outcome"] == "passed" else f" ({test['outcome']})")
-            )
-    if result.artifacts and folder is not None:
-        lines.append(f"  files     {len(result.artifacts)} in {folder}/")
-        lines += [f"            {artifact.file_path}" for artifact in result.artifacts]
-    lines += [
-        f"  model     {usage.provider} {usage.model}: {usage.total_tokens:,} tokens in {usage.api_calls} calls, "
-        + ("price unknown" if usage.cost_usd is None else f"${usage.cost_usd:.4f}")
-        for usage in result.llm_usage
-    ]
-    lines += [f"  no answer {name}: {outcomes}" for name, outcomes in _failed_calls(result).items()]
-    hits = result.metadata.get("response_cache_hits")
-    if result.from_cache or hits:
-        answers = "" if result.from_cache else f" ({hits} answer{'s' if hits != 1 else ''} kept from before)"
-        lines.append(
-            f"  saved     {result.metadata.get('saved_tokens') or 0:,} tokens, "
-            f"${result.metadata.get('saved_cost_usd') or 0:.4f}{answers}"
-        )
-    return "\n".join(lines)
-
-
-_REASONS = {
-    "max_iterations": "every iteration that the plan allows was used",
-    "stuck": "stuck: the same failure came three times",
-    "unparseable_output": "the models' answers held no file",
-    "budget": "budget: the next call could have cost more than is left to spend",
-    "no_answer": "no provider answered",
-    "timeout": "the plan's time ran out",
-    "cancelled": "cancelled",
-    "unsupported": "nothing here can run this project's tests",
-    "not_run": "the tests could not be run",
-    "configuration": "a setting is missing or wrong",
-    "given_up": "its workers died or fell silent again and again",
-    "internal_error": "an internal error",
-}
-"""Why a run stopped that is not green, by the result's `stop_reason`."""
-
-
-def _failed_calls(result: PTCArtifactResult) -> dict[str, str]:
-    """Count the calls that brought no answer, by provider and model; a result may be an older peer's."""
-    failed: dict[str, Counter[str]] = defaultdict(Counter)
-    for call in _rows(result, "calls", {"provider", "model", "outcome"}):
-        if call["outcome"] not in {"ok", "truncated"}:
-            failed[f"{call['provider']} {call['model']}"][str(call["outcome"])] += 1
-    return {
-        name: ", ".join(f"{count} {outcome}" for outcome, count in outcomes.items())
-        for name, outcomes in failed.items()
-    }
-
-
-def _rows(result: PTCArtifactResult, name: str, fields: set[str]) -> list[dict[str, Any]]:
-    """List what a result's metadata tells row by row; one from the cache may be a stranger's."""
-    told = result.metadata.get(name)
-    rows = told if isinstance(told, list) else []
-    return [row for row in rows if isinstance(row, dict) and fields <= row.keys()]
+    click.echo(json.dumps(facts) if as_json else handle.run_id or submission_line(handle))
 
 
 @contextmanager

@@ -9,7 +9,8 @@ import click
 from dotenv import load_dotenv
 
 from ptc_contracts import RunNotFoundError
-from roma_bridge.cli import plain_errors, summary
+from roma_bridge.cli import plain_errors
+from roma_bridge.summary import summary
 
 
 @click.group()

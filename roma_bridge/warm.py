@@ -17,6 +17,13 @@ from ptc_contracts import (
     ServerUnavailableError,
 )
 from roma_bridge.client import read_plan
+from roma_bridge.watching import (
+    FETCH_SECONDS,
+    GLANCE_SECONDS,
+    NO_WORKER,
+    NO_WORKER_SECONDS,
+    OVERDUE_SECONDS,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -35,11 +42,6 @@ NOT_SUBMITTED = "NOT SUBMITTED"
 
 REFUSED = "REFUSED"
 """What a row says of a plan that could not be submitted."""
-
-_GLANCE_SECONDS = 0.1
-_OVERDUE_SECONDS = 2.0
-_NO_WORKER_SECONDS = 3.0
-_FETCH_SECONDS = 30.0
 
 
 @dataclass(frozen=True)
@@ -175,7 +177,7 @@ class Warming:
             if over:
                 break
             if not moved:
-                time.sleep(_GLANCE_SECONDS)
+                time.sleep(GLANCE_SECONDS)
         return sorted([*self.rows, *self._left_over()], key=lambda row: row.line)
 
     def _step(self, *, submit: bool) -> bool:
@@ -205,11 +207,11 @@ class Warming:
 
     def _look(self, one: _UnderWay) -> None:
         if not one.handle.ready():
-            if time.monotonic() - one.looked_after > _OVERDUE_SECONDS:
+            if time.monotonic() - one.looked_after > OVERDUE_SECONDS:
                 one.looked_after = time.monotonic()
                 one.handle.end_if_over()  # where no worker is left to do it
             return
-        result = one.handle.get(timeout=_FETCH_SECONDS)
+        result = one.handle.get(timeout=FETCH_SECONDS)
         usages = result.llm_usage if one.source == "new" else []
         costs = [usage.cost_usd for usage in usages]
         cost = None if None in costs else sum(filter(None, costs))
@@ -223,11 +225,11 @@ class Warming:
         self.say(f"{len(self.rows)} of {total}: {row.status} {row.execution_id} ({_facts(row)}){error}")
 
     def _ask_for_workers(self) -> None:
-        if self._asked_for_workers or time.monotonic() - self._idle_since < _NO_WORKER_SECONDS:
+        if self._asked_for_workers or time.monotonic() - self._idle_since < NO_WORKER_SECONDS:
             return
         self._asked_for_workers = True
         if not self.ptc.workers_answer():
-            self.say("no worker answers; start one with: celery -A ptc_worker worker")
+            self.say(NO_WORKER)
 
     def _say_once(self, line: str) -> None:
         if line != self._said:

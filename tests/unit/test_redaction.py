@@ -35,8 +35,8 @@ LOOKS = {
 
 PEM = "-----BEGIN {}PRIVATE " + "KEY-----\n"
 ORDINARY = [
-    "task-abcdefghijklmnopqrstuvwxyz",
-    "risk-0123456789abcdef0123456789abcdef",
+    "task-" + "abcdefghijklmnopqrstuvwxyz",
+    "risk-" + "0123456789abcdef" * 2,
     "c6df9d094cb6b702-0123456789ab 12,345 prompt_tokens=4096",
     "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855",
     'headers = {"Authorization": f"Bearer {token}", "X": "Bearer " + token}',
@@ -45,7 +45,7 @@ ORDINARY = [
     "http://localhost:8000/users/@me and https://example.org:443/a@b",
     "redis://:**@localhost",
     'if line == "-----BEGIN PRIVATE ' + 'KEY-----":\n    return Kind.KEY\n',
-    "sk-circle-fade-dot-number-twelve-and-more",
+    "sk-" + "circle-fade-dot-number-twelve-and-more",
     "def eyJ(): ...",
 ]
 

@@ -11,7 +11,7 @@ import pytest
 from ptc_contracts import ExecutionStatus, LLMUsage, PTCArtifactResult
 from ptc_contracts.bill import ModelCall, accounts_of
 from ptc_contracts.progress import StopReason
-from roma_bridge.cli import summary
+from roma_bridge.summary import summary
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
