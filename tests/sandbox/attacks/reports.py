@@ -180,7 +180,7 @@ def test_it():
     _called(
         "removes its own project",
         "import shutil, os\ndef test_it():\n    shutil.rmtree(os.getcwd(), ignore_errors=True)",
-        Outcome.PASSED,
+        Outcome.TAMPERED,
         Outcome.FAILED,
         Outcome.CRASHED,
     ),
