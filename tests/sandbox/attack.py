@@ -64,7 +64,9 @@ def ended_or_held(**facts: object) -> Check:
     """It gained nothing: it was ended in just this way, or refused and so came to its end."""
 
     def check(scene: Scene) -> None:
-        if FINISHED.encode() in scene.ran.stdout:
+        if (
+            FINISHED.encode() in scene.ran.stdout and scene.ran.exit_code == 0
+        ):  # else it came too late to its end
             gained_nothing(scene)
         else:
             ended(**facts)(scene)

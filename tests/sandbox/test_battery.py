@@ -99,7 +99,7 @@ def shared(way: Way, cache_dir: Path, environment: Path) -> Iterator[SharedBoxes
     boxes.close()
 
     left = empty_groups()
-    for _ in range(5):  # one that was just being prepared holds its sandbox, or was used, some sandboxes later
+    for _ in range(5):  # one that was just being prepared holds its sandbox, or was used, by then
         with way.open(cache_dir, environment):
             left &= empty_groups()
     assert left == set()
