@@ -90,11 +90,8 @@ def _judged_unrun(run: Run, progress: Progress, answer: ParsedAnswer) -> Step:
 
 def _cut_short(run: Run, progress: Progress, readings: list[Reading], error: Exception) -> Step:
     """End a run in whose iteration no further answer came, with the files that had come by then."""
-    parsed = joined(readings)
-    if parsed.files:
+    if (parsed := joined(readings)).files:
         progress = progress.model_copy(update={"draft": merged(run.plan, progress, parsed).files})
-    else:  # no draft of this iteration was written
-        progress = progress.model_copy(update={"iteration": progress.iteration - 1})
     if isinstance(error, TimeoutError):
         return progress, out_of_time(run)
     reason = StopReason.BUDGET if isinstance(error, OverBudgetError) else StopReason.NO_ANSWER

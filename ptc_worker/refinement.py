@@ -106,7 +106,8 @@ def _repair_in(
 ) -> TestRepair | None:
     """Find the repair of frozen tests that an answer makes and may make; None if it makes none.
 
-    Only files that the dispute speaks of are changed. It may concern what tests read and how they run, too: a fixture, a value in a file.
+    Only files that the dispute speaks of are changed. It may concern what tests read and how they run, too: a fixture,
+    a value in a file.
     """
     if progress.frozen is None or progress.repair is not None or not answer.disputes:
         return None
