@@ -5,9 +5,9 @@ BIN := .venv/bin
 # The other Celery that pyproject.toml allows; constraints.txt names the one that is installed.
 OTHER_CELERY := 5.7.0
 
-# Four at a time, for most tests wait for processes. Those of a file stay together (tests/conftest.py): they share
-# servers, and some look for marked processes.
-AT_ONCE := -n 4 --dist loadgroup --no-loadscope-reorder
+# Four at a time, for most tests wait for processes. Those of a file stay together: they share servers, and some
+# look for marked processes.
+AT_ONCE := -n 4 --dist loadfile --no-loadscope-reorder
 
 .PHONY: demo test test-other-celery storm check format docs lock clean
 

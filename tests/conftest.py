@@ -20,17 +20,6 @@ settings.register_profile("steady", derandomize=True)
 settings.load_profile("steady")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep the tests of a file together, and those of a way to have a sandbox: they share servers and sandboxes.
-
-    Each of these groups goes to one of the processes that share a session's tests.
-    """
-    for item in items:
-        ways = getattr(item, "callspec", None)
-        way = f" {ways.params['way']}" if ways and "way" in ways.params else ""
-        item.add_marker(pytest.mark.xdist_group(item.nodeid.partition("::")[0] + way))
-
-
 @pytest.fixture(scope="session")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The environments of sandboxes: every worker reads them here, and whoever needs one first builds it."""
