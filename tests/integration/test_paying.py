@@ -90,3 +90,14 @@ def forget_results(redis: Redis) -> None:
     for prefix in (EXEC_PREFIX, META_PREFIX):
         for key in redis.scan_iter(f"{prefix}*"):
             redis.delete(key)
+
+
+def test_a_plan_that_stayed_red_is_answered_anew(cluster: Cluster) -> None:
+    """Whoever submits it once more hopes for a better answer than the one it had."""
+    plan = cluster.record([GREEN.replace("a + b", "a - b")], max_iterations=1)
+    for name in ("one", "another"):
+        result: Any = cluster.ptc.submit(plan.model_copy(update={"execution_id": name})).get(
+            timeout=START_SECONDS
+        )
+
+    assert (result.status, cluster.calls_for(plan)) == ("PARTIAL_SUCCESS", 2)

@@ -6,10 +6,11 @@ import json
 import os
 import subprocess
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from cluster import FAKE_KEY
 from structlog.testing import capture_logs
-from support import make_plan
+from support import answer_with, make_plan
 
 from ptc_contracts.bill import ModelCall
 from ptc_contracts.keys import content_id
@@ -22,6 +23,8 @@ from ptc_worker.redaction import REDACTED, Redactor
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from cluster import Cluster
 
     from ptc_contracts import PTCExecutionPlan
 
@@ -145,3 +148,29 @@ def test_a_folder_that_cannot_be_written_is_told_once(tmp_path: Path) -> None:
             transcribe(folder, make_plan(), "x", iteration)
 
     assert [line["event"] for line in lines] == ["nothing_recorded"]
+
+
+def test_a_worker_records_what_plays_again_and_its_key_shows_nowhere(
+    empty_cluster: Cluster, tmp_path: Path
+) -> None:
+    """Neither in the transcripts, prompts with findings included, nor in the result, nor in the log."""
+    folder = tmp_path / "transcripts"
+    worker = empty_cluster.start_worker(environment=empty_cluster.environment | {"PTC_RECORD": str(folder)})
+    halves = FAKE_KEY[:10], FAKE_KEY[10:]
+    tests = f"from it import works\n\n\ndef test_it():\n    said = {halves[0]!r} + {halves[1]!r}\n    print(said)\n    assert works(), said"
+    red = answer_with(it_py="def works():\n    return False", tests__test_it_py=tests)
+    plan = empty_cluster.record([red, answer_with(it_py="def works():\n    return None")], max_iterations=2)
+
+    result: Any = empty_cluster.ptc.submit(plan).get(timeout=60)
+
+    written = "".join(path.read_text() for path in folder.rglob("*.json"))
+    assert REDACTED in result.test_results.stdout
+    assert REDACTED in written
+    assert FAKE_KEY not in written + result.model_dump_json() + worker.log.read_text()
+    kept = load([folder])
+    for number in (1, 2):
+        turn = Turn(plan=content_id(plan), number=number)
+        played, served = recorded(kept, turn), recorded(empty_cluster.replay.recordings, turn)
+        assert played is not None
+        assert served is not None
+        assert played["text"] == served["text"]
