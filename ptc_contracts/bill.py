@@ -17,6 +17,10 @@ MOST_ROWS = 200
 """Calls that a result tells one by one."""
 
 
+ANSWERED = frozenset({"ok", "truncated"})
+"""Outcomes of calls that brought an answer."""
+
+
 class Request(str, Enum):
     """What a model was asked for."""
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 _IDENTITY_CHARS = 16
 
 _SCAFFOLDING_FINGERPRINT = ("context", "file_structure")
-_PLAN_FINGERPRINT = ("test_files",)
+_PLAN_FINGERPRINT = ("test_files", "initial_files")
 """Fields of the scaffolding, and of the plan, that change the code and are not in the key. Every later field belongs
 here."""
 
@@ -98,6 +98,7 @@ BROKER_PREFIX = "ptc:broker:"
 RESULTS_PREFIX = "ptc:results:"
 """Before every key of Celery's result backend."""
 CALLERS_SUFFIX = ":callers"
+EVENTS_SUFFIX = ":events"
 
 CACHE_STATS = "ptc:stats:cache"
 """Hash of the counters `hits` and `misses`."""
@@ -105,6 +106,9 @@ CACHE_STATS = "ptc:stats:cache"
 ACTIVE_RUNS = "ptc:active"
 """Sorted set of the runs that have not ended; scored by the server time (ms) at which a sweep must look at one:
 the end of its lease, of the time its message may take, of its time in the queue; never for one that waits."""
+
+ALL_RUNS = "ptc:runs"
+"""Sorted set of the latest runs, ended or not; scored by the server time (ms, to the microsecond) of their submission."""
 
 SWEEPS = "ptc:sweeps"
 """Hash of `last` and `since` (server time, ms): recovery's last sweep, and since when sweeps have not paused."""
@@ -119,6 +123,9 @@ its two earlier values `newer` and `older`, and `turned`, when they last moved o
 
 LLM_PREFIX = "ptc:llm:"
 """Before the hash of provider, model and messages: a model's answer, for whoever asks the same."""
+
+INSTALLATION = "ptc:installation"
+"""A name for all that share this server: what they leave elsewhere carries it."""
 
 DEAD_RUNS = "ptc:dead"
 """Sorted set of the runs that were given up; scored by the server time (ms) of their end."""
@@ -160,6 +167,11 @@ def callers_key(run_id: str) -> str:
     return RUN_PREFIX + run_id + CALLERS_SUFFIX
 
 
+def events_key(run_id: str) -> str:
+    """Where what a run tells lies: a stream whose entries have one field, `m`, a StreamMessage as JSON."""
+    return RUN_PREFIX + run_id + EVENTS_SUFFIX
+
+
 def ended_channel(run_id: str) -> str:
     """Where a run's end is announced: a pub/sub channel."""
     return f"{RUN_PREFIX}{run_id}:ended"
@@ -178,6 +190,11 @@ def attempt_key(plan_digest: str, execution_id: str) -> str:
 def response_key(asked: str) -> str:
     """Where the answer to a prompt lies, by the hash of provider, model and messages: a blob with a time to live."""
     return LLM_PREFIX + asked
+
+
+def worker_key(worker: str) -> str:
+    """Where a worker process says that it lives: a string with a time to live."""
+    return f"ptc:worker:{worker}"
 
 
 def limit_key(provider: str) -> str:

@@ -7,7 +7,7 @@ from enum import Enum
 from math import isfinite
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 from ptc_contracts.paths import clashes_among, untidy_reason
 
@@ -16,7 +16,7 @@ DEFAULT_CACHE_TTL = 3600
 
 _MAX_ARCHITECTURE_DEPTH = 100
 _MAX_INTEGER_BITS = 1024
-_MAX_TEST_FILES = 100
+_MOST_FILES = {"test_files": 100, "initial_files": 1000}
 
 
 class LLMProvider(str, Enum):
@@ -82,6 +82,9 @@ class PTCExecutionPlan(BaseModel):
     """US dollars that the models may cost; the installation's own limit holds too."""
     test_files: dict[str, str] = Field(default_factory=dict)
     """Tests that the project must pass, path to content; no model can change them."""
+    initial_files: dict[str, str] = Field(default_factory=dict)
+    """Files to start from, path to content: the first draft changes them; where `test_files` have the same path, those
+    count."""
     project_name: str | None = None
     """A name for people."""
     roma_task_id: str | None = None
@@ -107,11 +110,11 @@ class PTCExecutionPlan(BaseModel):
             _require_json(value.architecture, "scaffolding.architecture")
         return value
 
-    @field_validator("test_files")
+    @field_validator("test_files", "initial_files")
     @classmethod
-    def _writable(cls, value: dict[str, str]) -> dict[str, str]:
-        if len(value) > _MAX_TEST_FILES:
-            raise ValueError(f"more than {_MAX_TEST_FILES} files")
+    def _writable(cls, value: dict[str, str], info: ValidationInfo) -> dict[str, str]:
+        if len(value) > (most := _MOST_FILES[str(info.field_name)]):
+            raise ValueError(f"more than {most} files")
         for path, content in value.items():
             if reason := untidy_reason(path):
                 raise ValueError(f"{path!r} is not allowed: {reason}")

@@ -46,8 +46,44 @@ class RunStatus:
         """Rough share of the work done, 0 to 1: each iteration has two halves."""
         if self.state is RunState.ENDED:
             return 1.0
-        halves = 2 * (self.iteration - 1) + (self.stage is Stage.SANDBOX)
-        return halves / (2 * self.max_iterations)
+        return share_done(self.stage, self.iteration, self.max_iterations)
+
+
+def share_done(stage: Stage, iteration: int, max_iterations: int) -> float:
+    """Rough share of the work that is done when a stage begins, 0 to 1: each iteration has two halves."""
+    return (2 * (iteration - 1) + (stage is Stage.SANDBOX)) / (2 * max_iterations)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSummary:
+    """What a list of runs tells of one."""
+
+    run_id: str
+    key: str
+    execution_id: str
+    """The first caller's name for it, its first 200 characters; empty for runs of older clients."""
+    project: str | None
+    """The plan's `project_name`, its first 200 characters."""
+    state: RunState
+    stage: Stage
+    iteration: int
+    max_iterations: int
+    status: ExecutionStatus | None
+    """How it ended; None while it goes on."""
+    submitted_at: datetime
+    started_at: datetime | None
+    ended_at: datetime | None
+    callers: int
+    """How many submitted it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunPage:
+    """Some runs of a longer list, the newest first."""
+
+    runs: list[RunSummary]
+    cursor: str | None
+    """Where the list goes on; None at its end."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +96,7 @@ class Submission:
     joined: bool = False
     """Whether the run was started by somebody else."""
     unsent: Unsent | None = None
-    """The first message of a new run, which whoever reads this owes it."""
+    """A message, which whoever reads this owes the run: it is new, or goes before others now."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +117,8 @@ class Run:
     """When this process asked for the lease it was given, by `time.monotonic()`; it lasts from then on at least."""
     starts: int = 1
     """Times this stage was begun since the run last made progress."""
+    waited_for: str = ""
+    """What this stage could not have when it was last begun and deferred; empty if it was not."""
     cancelled: bool = False
     """Whether its callers want it no more."""
     expired: bool = False

@@ -1,35 +1,32 @@
-"""The run record, as its callers use it: submit-or-join, look, cancel, finish. It is the truth; a message is a hint.
+"""The run record, as its callers use it: look, wait, cancel, finish. It is the truth; a message is a hint.
 
-What only workers do stands in `work.py`. Every change is one Lua script on the server's clock, so that two processes can never both believe they won.
-A holder proves itself by its fence, a number that grows with every start: a write with an old one changes
+How plans become runs stands in `submitting.py`, what only workers do in `work.py`. Every change is one Lua script on
+the server's clock, so that two processes can never both believe they won. A holder proves itself by its fence, a number that grows with every start: a write with an old one changes
 nothing.
 """
 
 from __future__ import annotations
 
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Self, cast
 
 from redis import Redis
 from redis.backoff import ExponentialBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import RedisError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 from redis.retry import Retry
 
 from ptc_contracts import scripts
 from ptc_contracts.blobs import Blobs
-from ptc_contracts.cache import CacheEntry, CacheWrite
+from ptc_contracts.cache import CacheWrite
 from ptc_contracts.errors import RunNotFoundError
+from ptc_contracts.events import NOTHING, Addition, ended_message
 from ptc_contracts.keys import (
     ACTIVE_RUNS,
-    CACHE_STATS,
     DEAD_RUNS,
     attempt_key,
-    cache_key,
-    cache_names,
     callers_key,
     checkpoints_key,
     claim_key,
@@ -37,11 +34,9 @@ from ptc_contracts.keys import (
     ended_channel,
     exec_key,
     meta_key,
-    new_run_id,
     run_key,
     usage_key,
 )
-from ptc_contracts.plan import CacheStrategy, PTCExecutionPlan
 from ptc_contracts.progress import Progress, StopReason, conclude
 from ptc_contracts.record import END_FIELDS, RecordForm, Resumption, end_of
 from ptc_contracts.result import ExecutionStatus, PTCArtifactResult
@@ -54,16 +49,18 @@ from ptc_contracts.run import (
     RunStatus,
     Submission,
 )
-from ptc_contracts.stages import FRESH, Stage, Unsent
+from ptc_contracts.stages import Stage
+from ptc_contracts.submitting import Submitting
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+
+    from redis.asyncio.client import Pipeline as AsyncPipeline
+    from redis.client import Pipeline
 
     from ptc_contracts.bill import ModelCall
+    from ptc_contracts.plan import PTCExecutionPlan
     from ptc_contracts.settings import RedisSettings
-
-GRACE_MS = 2_000
-"""How long the process that owes a run its message may take to send it."""
 
 RESULT_TTL_SECONDS = 24 * 3600
 """How long a run's record and result outlive its end."""
@@ -71,25 +68,28 @@ RESULT_TTL_SECONDS = 24 * 3600
 DEAD_TTL_SECONDS = 7 * 24 * 3600
 """How long a run that was given up can be looked at and sent again."""
 
+EVENTS_TTL_SECONDS = 3600
+"""How long what a run told outlives its end: most of it is what models wrote, and the result has that, too."""
+
 RETRY_TTL_SECONDS = 15 * 60
 """How long after its end a run answers a retry: the contract's figure."""
 
 OVERDUE_GRACE_MS = 10_000
 """How far past its deadline a run must be before a waiting client ends it in a worker's stead."""
 
+RESULT_FIELDS = ("digest", "result")
+"""The fields of a record that hold its result."""
+
 _CONFIRM_SECONDS = 2.0
 
 
 @dataclass
-class RunStore:
+class RunStore(Submitting):
     """Reads and changes run records in one Redis database."""
 
-    redis: Redis = field(repr=False)
-    form: RecordForm = field(default_factory=RecordForm)
-
     def __post_init__(self) -> None:
+        super().__post_init__()
         register = self.redis.register_script
-        self._submit, self._published = register(scripts.SUBMIT), register(scripts.PUBLISHED)
         self._cancel, self._finish = register(scripts.CANCEL), register(scripts.FINISH)
         self._forget = register(scripts.FORGET)
 
@@ -112,78 +112,6 @@ class RunStore:
             ),
             RecordForm(blobs or Blobs()),
         )
-
-    def submit(
-        self, plan: PTCExecutionPlan, *, expires: float | None = None, resume: Resumption | None = None
-    ) -> Submission:
-        """Answer the plan from the cache, join the run that works on it, or make a new one, atomically.
-
-        The cache is looked at first, and judged here; the script then refuses unless what was judged is
-        still what the cache holds, so that a run which ended in between is not started again. A retry finds
-        its own run first: whoever missed an answer gets that one, with what it cost.
-
-        Args:
-            plan: What to build.
-            expires: Seconds that a new run may wait for its first start; for ever unless given.
-            resume: Where a new run starts; at its beginning unless given.
-
-        Raises:
-            PayloadTooLargeError: the plan is larger than PTC_MAX_PAYLOAD_MB.
-        """
-        key, mark = cache_key(plan), digest(plan)
-        run_id = new_run_id(key)
-        exclusive = plan.cache_strategy is CacheStrategy.NEVER
-        names = [] if exclusive else cache_names(plan)
-        attempt = attempt_key(mark, plan.execution_id)
-        start = resume or Resumption(Stage.GENERATE, Progress(), {})
-        record = self.form.new(run_id, plan, start)
-        kept = {name: self.form.checkpoint(run_id, name, value) for name, value in start.checkpoints.items()}
-        while True:
-            hit, seen = self._look(plan, names, attempt)
-            if hit:
-                return Submission(hit=hit)
-            how, found, joined = texts(
-                self._submit(
-                    keys=[
-                        run_key(run_id),
-                        callers_key(run_id),
-                        claim_key(key, mark),
-                        attempt,
-                        ACTIVE_RUNS,
-                        CACHE_STATS,
-                        checkpoints_key(run_id),
-                        *(meta_key(name) for name in names),
-                    ],
-                    args=[
-                        *(run_id, int(exclusive), GRACE_MS, "" if expires is None else round(expires * 1000)),
-                        *(len(record), *flat(record), len(kept), *flat(kept), *seen),
-                    ],
-                )
-            )
-            if how != "look":
-                new = Unsent(run_id, start.stage, key, start.progress.iteration, sending=1, priority=FRESH)
-                return Submission(run_id=found, joined=joined == "1", unsent=new if how == "new" else None)
-
-    def _look(
-        self, plan: PTCExecutionPlan, names: list[str], attempt: str
-    ) -> tuple[PTCArtifactResult | None, list[bytes]]:
-        """Judge the plan's cache entries; return a hit or None, and the metas that were judged."""
-        if not names:
-            return None, []
-        keys = [key for name in names for key in (exec_key(name), meta_key(name))]
-        retried, *texts = cast("list[bytes | None]", self.redis.mget(attempt, *keys))
-        if retried is not None:
-            return None, [meta or b"" for meta in texts[1::2]]
-        entries = (CacheEntry.parse(*texts[i : i + 2]) for i in range(0, len(texts), 2))
-        hit = next((entry.hit_for(plan) for entry in entries if entry and entry.serves(plan)), None)
-        if hit:
-            with suppress(RedisError):  # a server that is full refuses to count and still answers
-                self.redis.hincrby(CACHE_STATS, "hits", 1)
-        return hit, [meta or b"" for meta in texts[1::2]]
-
-    def mark_published(self, sent: Unsent) -> None:
-        """Note that this message was sent."""
-        self._published(keys=[run_key(sent.run_id), ACTIVE_RUNS], args=[sent.run_id, sent.sending])
 
     def status(self, run_id: str) -> RunStatus:
         """Tell where a run is.
@@ -215,30 +143,56 @@ class RunStore:
             RunNotFoundError: there is no such run, or no longer.
             UnreadableBlobError: the result is damaged, or not signed with this process's key.
         """
-        fields = cast("list[bytes | None]", self.redis.hmget(run_key(run_id), ("digest", "result")))
+        fields = cast("list[bytes | None]", self.redis.hmget(run_key(run_id), RESULT_FIELDS))
+        return self.read_result(run_id, fields, plan_digest)
+
+    def read_result(
+        self, run_id: str, fields: Sequence[bytes | None], plan_digest: str | None = None
+    ) -> PTCArtifactResult | None:
+        """Read the result in the fields of a record, as `result` returns it."""
         mark, result = fields
         if mark is None:
             raise _not_found(run_id)
         return None if result is None else self.form.read_result(run_id, plan_digest or mark.decode(), result)
 
+    def plan(self, run_id: str) -> PTCExecutionPlan:
+        """Return the plan of a run.
+
+        Raises:
+            RunNotFoundError: there is no such run, or no longer.
+            UnreadableBlobError: the plan is damaged, or not signed with this process's key.
+        """
+        sealed = cast("bytes | None", self.redis.hget(run_key(run_id), "plan"))
+        if sealed is None:
+            raise _not_found(run_id)
+        return self.form.read_plan(run_id, sealed)
+
     def pays(self, run_id: str, plan: PTCExecutionPlan) -> bool:
         """Tell whether this plan's caller counts what the run cost: one of them does, so that sums count it once."""
-        payer = cast("bytes | None", self.redis.hget(run_key(run_id), "attempt"))
-        return payer is None or payer.decode() == attempt_key(digest(plan), plan.execution_id)
+        return is_payer(plan, cast("bytes | None", self.redis.hget(run_key(run_id), "attempt")))
+
+    def settled(self, run_ids: Collection[str]) -> set[str]:
+        """Tell which of these runs need not be waited for: they have ended, are over, or have no record any more."""
+        pipe = self.redis.pipeline(transaction=False)
+        ask_whether_settled(pipe, run_ids)
+        return read_settled(run_ids, pipe.execute())
 
     @contextmanager
-    def announcements(self, run_id: str) -> Iterator[Callable[[float], None]]:
-        """Listen for a run's end: the block gets a function that waits for it, at most so many seconds.
+    def announcements(self, *run_ids: str) -> Iterator[Callable[[float], str | None]]:
+        """Listen for the ends of runs: the block gets a function that waits for the next one, at most so many seconds.
 
         What ended before the block began is not announced again; the record tells.
         """
+        runs = {ended_channel(run_id).encode(): run_id for run_id in run_ids}
         with self.redis.pubsub() as listener:  # type: ignore[no-untyped-call]  # redis-py leaves it untyped
-            listener.subscribe(ended_channel(run_id))
-            if listener.get_message(timeout=_CONFIRM_SECONDS) is None:
-                raise RedisTimeoutError("the server did not confirm a subscription")
+            listener.subscribe(*runs)
+            for _ in runs:
+                if listener.get_message(timeout=_CONFIRM_SECONDS) is None:
+                    raise RedisTimeoutError("the server did not confirm a subscription")
 
-            def wait(seconds: float) -> None:
-                listener.get_message(timeout=seconds)
+            def wait(seconds: float) -> str | None:
+                heard = listener.get_message(timeout=seconds)
+                return runs[heard["channel"]] if heard and heard["type"] == "message" else None
 
             yield wait
 
@@ -284,8 +238,7 @@ class RunStore:
         """
         now = self._now()
         glance = cast("list[bytes | None]", self.redis.hmget(run_key(run_id), END_FIELDS))
-        seen = {name: value for name, value in zip(END_FIELDS, glance, strict=True) if value is not None}
-        if (end := end_of(seen, now, grace_ms)) is None:
+        if (end := end_of(dict(_present(END_FIELDS, glance)), now, grace_ms)) is None:
             return None
         record = self._record(run_id)
         try:
@@ -342,8 +295,11 @@ class RunStore:
         error_message: str | None = None,
         stop_reason: StopReason,
         given_up: bool = False,
+        told: Addition = NOTHING,
     ) -> PTCArtifactResult:
         """End the run: record, cache and claim change in one step. Return its result: the first one stays.
+
+        `told` comes before the message that tells of the end.
 
         A run that is given up is kept in the list of the dead, with all it takes to send it again.
 
@@ -373,6 +329,7 @@ class RunStore:
             progress=self.form.progress(run.run_id, run.stage, left),
             write=CacheWrite.of(run.plan, result),
             given_up=given_up,
+            told=told,
         )
 
     def _without(self, record: dict[str, bytes], reason: str) -> PTCArtifactResult:
@@ -399,6 +356,7 @@ class RunStore:
             progress=b"",
             write=None,
             given_up=False,
+            told=NOTHING,
         )
 
     def _end(
@@ -412,6 +370,7 @@ class RunStore:
         progress: bytes,
         write: CacheWrite | None,
         given_up: bool,
+        told: Addition,
     ) -> PTCArtifactResult:
         names = write.names if write else []
         result, sealed = self.form.result(run_id, mark, result)
@@ -431,6 +390,9 @@ class RunStore:
                 *(DEAD_TTL_SECONDS if given_up else RESULT_TTL_SECONDS, RETRY_TTL_SECONDS),
                 *((write.ttl, write.result, write.meta) if write else (0, "", "")),
                 *(ended_channel(run_id), (result.error_message or "unknown") if given_up else ""),
+                EVENTS_TTL_SECONDS,
+                *told.args,
+                ended_message(result).model_dump_json(),
             ],
         )
         match how.decode():
@@ -463,9 +425,32 @@ class RunStore:
         return int(seconds * 1000 + microseconds // 1000)
 
 
-def flat(pairs: dict[str, Any]) -> list[Any]:
-    """Lay names and values out as a script takes them."""
-    return [item for pair in pairs.items() for item in pair]
+def is_payer(plan: PTCExecutionPlan, attempt: bytes | None) -> bool:
+    """Tell whether this plan's caller is the one that a record names as the one who counts the cost."""
+    return attempt is None or attempt.decode() == attempt_key(digest(plan), plan.execution_id)
+
+
+def ask_whether_settled(pipe: Pipeline | AsyncPipeline, run_ids: Iterable[str]) -> None:
+    """Ask what `read_settled` reads."""
+    pipe.time()
+    for run_id in run_ids:
+        pipe.hmget(run_key(run_id), END_FIELDS)
+
+
+def read_settled(run_ids: Iterable[str], answers: list[Any]) -> set[str]:
+    """Name the runs that need not be waited for."""
+    (seconds, microseconds), *records = answers
+    now = int(seconds * 1000 + microseconds // 1000)
+    seen = (dict(_present(END_FIELDS, record)) for record in records)
+    return {
+        run_id
+        for run_id, record in zip(run_ids, seen, strict=True)
+        if record.get("state", b"ended") == b"ended" or end_of(record, now, OVERDUE_GRACE_MS)
+    }
+
+
+def _present(names: Iterable[str], values: Iterable[bytes | None]) -> Iterator[tuple[str, bytes]]:
+    return ((name, value) for name, value in zip(names, values, strict=True) if value is not None)
 
 
 def texts(values: Any) -> list[str]:  # noqa: ANN401 redis-py does not type what scripts return

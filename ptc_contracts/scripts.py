@@ -5,12 +5,38 @@ They use only what Redis 6.2, Redis 7 and Valkey all know. What each takes and r
 
 from __future__ import annotations
 
-from ptc_contracts.keys import CALLERS_SUFFIX, LANE_PREFIX, RUN_PREFIX, WAITING_PREFIX
+from ptc_contracts.keys import CALLERS_SUFFIX, EVENTS_SUFFIX, LANE_PREFIX, RUN_PREFIX, WAITING_PREFIX
+
+MOST_EVENTS = 20_000
+"""Messages that a run's stream keeps, about: the oldest go first. What a run tells is bounded well below."""
 
 NOW = (
-    f"local RUN, CALLERS, WAITING, LANE = '{RUN_PREFIX}', '{CALLERS_SUFFIX}', '{WAITING_PREFIX}', '{LANE_PREFIX}'\n"
+    f"local RUN, CALLERS, EVENTS = '{RUN_PREFIX}', '{CALLERS_SUFFIX}', '{EVENTS_SUFFIX}'\n"
+    f"local WAITING, LANE = '{WAITING_PREFIX}', '{LANE_PREFIX}'\n"
     "local t = redis.call('TIME'); local now = t[1] * 1000 + math.floor(t[2] / 1000)\n"
 )
+
+_TELL = f"""
+-- Adds to what a run tells, from this place in ARGV on: the message that opens a run (told where nothing was told before;
+-- '' = none), the name of a telling (fence:number) and how many of the messages that follow it has: they were told if it,
+-- or a later one of the same fence, has arrived. A copy may come late: from a connection that was given up. Nothing that
+-- goes wrong with messages stops a run.
+local function arrived(last, name)
+  local fence, number = string.match(name, '^(%d+):(%d+)$')
+  local before, latest = string.match(last or '', '^(%d+):(%d+)$')
+  return fence ~= nil and fence == before and tonumber(number) <= tonumber(latest)
+end
+local function tell(id, first)
+  local events, from = RUN .. id .. EVENTS, first + 3
+  local function add(message) redis.pcall('XADD', events, 'MAXLEN', '~', {MOST_EVENTS}, '*', 'm', message) end
+  if ARGV[first] ~= '' and redis.call('EXISTS', events) == 0 then add(ARGV[first]) end
+  if ARGV[first + 1] ~= '' then
+    if arrived(redis.call('HGET', RUN .. id, 'told'), ARGV[first + 1]) then from = from + tonumber(ARGV[first + 2])
+    else redis.call('HSET', RUN .. id, 'told', ARGV[first + 1]) end
+  end
+  for i = from, #ARGV do add(ARGV[i]) end
+end
+"""
 
 _WAITS = """
 -- Takes a run off the list of those whose message was sent and that nobody has begun.
@@ -40,30 +66,31 @@ end
 
 SUBMIT = (
     NOW
+    + _OWE
     + """
--- KEYS: run, callers, claim, attempt, active, stats, checkpoints, then the meta key of each cache entry looked at
--- ARGV: run id, exclusive ('1' = joins none), grace ms, expires ms ('' = never), n fields, field/value pairs…,
--- n checkpoints, name/value pairs…, seen metas…
--- Returns: what was done, run id, whether somebody else started it
-local function answer(how, id)
-  return {how, id, redis.call('HGET', RUN .. id, 'attempt') == KEYS[4] and '0' or '1'}
+-- KEYS: run, callers, claim, attempt, active, stats, checkpoints, runs, then the meta key of each cache entry looked at
+-- ARGV: run id, exclusive ('1' = joins none), grace ms, expires ms ('' = never), priority, most runs to list, n fields,
+-- field/value pairs…, n checkpoints, name/value pairs…, seen metas…
+-- Returns: what was done, run id, whether somebody else started it; the message that is owed to a run that moves up
+local function answer(how, id, owed)
+  return {how, id, redis.call('HGET', RUN .. id, 'attempt') == KEYS[4] and '0' or '1', owed}
 end
 local function known(id)
   return id and redis.call('HGET', RUN .. id, 'state')
 end
 local retried = redis.call('GET', KEYS[4])
 if known(retried) then return answer('retry', retried) end
-local fields = {5, 5 + 2 * tonumber(ARGV[5])}
+local fields = {7, 7 + 2 * tonumber(ARGV[7])}
 local kept = {fields[2] + 1, fields[2] + 1 + 2 * tonumber(ARGV[fields[2] + 1])}
-for i = 8, #KEYS do
-  if (redis.call('GET', KEYS[i]) or '') ~= ARGV[kept[2] + i - 7] then return {'look', '', ''} end
+for i = 9, #KEYS do
+  if (redis.call('GET', KEYS[i]) or '') ~= ARGV[kept[2] + i - 8] then return {'look', '', ''} end
 end
-if #KEYS > 7 then redis.call('HINCRBY', KEYS[6], 'misses', 1) end
+if #KEYS > 8 then redis.call('HINCRBY', KEYS[6], 'misses', 1) end
 local claimed = ARGV[2] ~= '1' and redis.call('GET', KEYS[3])
 local state = known(claimed)
 if state and state ~= 'ended' then
   local run = RUN .. claimed
-  local h = redis.call('HMGET', run, 'started_at', 'deadline_at', 'expires_at', 'published')
+  local h = redis.call('HMGET', run, 'started_at', 'deadline_at', 'expires_at', 'published', 'priority')
   local over = h[1] and h[2] or h[3]
   if not over or tonumber(over) > now then
     redis.call('SADD', run .. CALLERS, KEYS[4])
@@ -73,19 +100,50 @@ if state and state ~= 'ended' then
       if until_ == 'inf' then redis.call('HDEL', run, 'expires_at') else redis.call('HSET', run, 'expires_at', until_) end
       if h[4] == '1' then redis.call('ZADD', KEYS[5], until_, claimed) end
     end
+    if not h[1] and tonumber(ARGV[5]) < tonumber(h[5]) then -- its earlier message, further back, finds it begun
+      waits_no_more(claimed)
+      redis.call('HSET', run, 'priority', ARGV[5])
+      return answer('join', claimed, owe(claimed, KEYS[5], tonumber(ARGV[3])))
+    end
     return answer('join', claimed)
   end
 end
 for i = fields[1] + 1, fields[2], 2 do redis.call('HSET', KEYS[1], ARGV[i], ARGV[i + 1]) end
 for i = kept[1] + 1, kept[2], 2 do redis.call('HSET', KEYS[7], ARGV[i], ARGV[i + 1]) end
 redis.call('HSET', KEYS[1], 'state', 'queued', 'fence', 0, 'starts', 0, 'sending', 1, 'published', 0)
-redis.call('HSET', KEYS[1], 'submitted_at', now, 'queued_at', now, 'attempt', KEYS[4])
+redis.call('HSET', KEYS[1], 'submitted_at', now, 'queued_at', now, 'attempt', KEYS[4], 'priority', ARGV[5])
 if ARGV[4] ~= '' then redis.call('HSET', KEYS[1], 'expires_at', now + tonumber(ARGV[4])) end
 redis.call('SADD', KEYS[2], KEYS[4])
 redis.call('SET', KEYS[4], ARGV[1])
 if ARGV[2] ~= '1' then redis.call('SET', KEYS[3], ARGV[1]) end
 redis.call('ZADD', KEYS[5], now + tonumber(ARGV[3]), ARGV[1])
+redis.call('ZADD', KEYS[8], string.format('%.3f', t[1] * 1000 + t[2] / 1000), ARGV[1])
+redis.call('ZREMRANGEBYRANK', KEYS[8], 0, -1 - ARGV[6])
 return answer('new', ARGV[1])
+"""
+)
+
+LIST = (
+    NOW
+    + """
+-- KEYS: runs   ARGV: highest score, how many to look at, how many to find, what the first four fields must be
+-- ('' = anything), then the fields
+-- Returns the score of the last run that was looked at ('' = there are no more), and of each run that was found its id,
+-- score, number of callers and fields. Runs whose record is gone are taken off the list.
+local found = {}
+local page = redis.call('ZREVRANGEBYSCORE', KEYS[1], ARGV[1], '-inf', 'WITHSCORES', 'LIMIT', 0, ARGV[2])
+for i = 1, #page, 2 do
+  local h = redis.call('HMGET', RUN .. page[i], unpack(ARGV, 8))
+  local fits = h[1]
+  for n = 1, 4 do fits = fits and (ARGV[n + 3] == '' or h[n] == ARGV[n + 3]) end
+  if fits then
+    found[#found + 1] = {page[i], page[i + 1], redis.call('SCARD', RUN .. page[i] .. CALLERS), h}
+    if #found == tonumber(ARGV[3]) then return {page[i + 1], found} end
+  elseif not h[1] then
+    redis.call('ZREM', KEYS[1], page[i])
+  end
+end
+return {#page == 2 * ARGV[2] and page[#page] or '', found}
 """
 )
 
@@ -233,6 +291,23 @@ return {owed, over}
 """
 )
 
+LIVING = (
+    NOW
+    + """
+-- KEYS: sweeps, then that of each worker   ARGV: how long a beat holds ms, longest pause ms
+-- Returns the places of those that live among the workers, from 1. After a pause of all sweeps (this server stood still,
+-- was full, or its clock was set) beats say nothing until the living could have beaten again: all of them live.
+local s = redis.call('HMGET', KEYS[1], 'last', 'since')
+local pause = s[1] and now - tonumber(s[1])
+local sure = pause and pause >= 0 and pause <= tonumber(ARGV[2]) and now - tonumber(s[2]) >= tonumber(ARGV[1])
+local living = {}
+for i = 2, #KEYS do
+  if not sure or redis.call('EXISTS', KEYS[i]) == 1 then living[#living + 1] = i - 1 end
+end
+return living
+"""
+)
+
 KEEP = """
 -- KEYS: run, checkpoints, usage   ARGV: fence, checkpoint name ('' = usage only), value, then call id/JSON pairs
 -- Paid answers are kept even from a holder that lost its run; the first one written stays. Returns whether the run is
@@ -254,15 +329,31 @@ end
 return {(h[1] == 'running' and h[2] == ARGV[1]) and 1 or 0, kept}
 """
 
+TELL = (
+    NOW
+    + _TELL
+    + """
+-- KEYS: run, events   ARGV: run id, fence, then what is told (see tell)
+-- Only whoever holds the run tells of it.
+local h = redis.call('HMGET', KEYS[1], 'state', 'fence')
+if h[1] ~= 'running' or h[2] ~= ARGV[2] then return 0 end
+tell(ARGV[1], 3)
+return 1
+"""
+)
+
 HAND_OVER = (
     NOW
     + _OWE
+    + _TELL
     + """
--- KEYS: run, active   ARGV: run id, fence, grace ms, stage, progress, iteration, history
+-- KEYS: run, active   ARGV: run id, fence, grace ms, stage, progress, iteration, history, then what is told (see tell)
 -- Returns the message that is owed, nothing if the run is held by somebody else.
 local h = redis.call('HMGET', KEYS[1], 'state', 'fence')
 if h[1] ~= 'running' or h[2] ~= ARGV[2] then return {} end
 redis.call('HSET', KEYS[1], 'stage', ARGV[4], 'progress', ARGV[5], 'iteration', ARGV[6], 'history', ARGV[7], 'starts', 0)
+redis.call('HDEL', KEYS[1], 'waited_for')
+tell(ARGV[1], 8)
 return owe(ARGV[1], KEYS[2], tonumber(ARGV[3]))
 """
 )
@@ -270,12 +361,15 @@ return owe(ARGV[1], KEYS[2], tonumber(ARGV[3]))
 HAND_BACK = (
     NOW
     + _OWE
+    + _TELL
     + """
--- KEYS: run, active   ARGV: run id, fence, grace ms
+-- KEYS: run, active   ARGV: run id, fence, grace ms, what it waits for ('' = a worker), then what is told
 -- Returns the message that is owed, nothing if the run is held by somebody else. This start does not count.
 local h = redis.call('HMGET', KEYS[1], 'state', 'fence')
 if h[1] ~= 'running' or h[2] ~= ARGV[2] then return {} end
 redis.call('HINCRBY', KEYS[1], 'starts', -1)
+if ARGV[4] ~= '' then redis.call('HSET', KEYS[1], 'waited_for', ARGV[4]) end
+tell(ARGV[1], 5)
 return owe(ARGV[1], KEYS[2], tonumber(ARGV[3]))
 """
 )
@@ -314,10 +408,11 @@ return {'free', left}
 FINISH = (
     NOW
     + _WAITS
+    + _TELL
     + """
 -- KEYS: run, checkpoints, usage, callers, claim, active, dead, then exec and meta key of each cache entry to write
 -- ARGV: run id, fence, status, result, progress, result ttl s, retry ttl s, cache ttl s, cached result, cached
--- meta, channel, why it was given up ('' = it was not; else into the list of the dead)
+-- meta, channel, why it was given up ('' = it was not; else into the list of the dead), events' ttl s, then what is told
 local h = redis.call('HMGET', KEYS[1], 'state', 'fence', 'result')
 if not h[1] then return {'gone', ''} end
 if h[1] == 'ended' then return {'ended', h[3]} end
@@ -336,6 +431,8 @@ for i = 8, #KEYS, 2 do
   redis.call('SET', KEYS[i], ARGV[9], 'EX', ARGV[8])
   redis.call('SET', KEYS[i + 1], ARGV[10], 'EX', ARGV[8])
 end
+tell(ARGV[1], 14)
+redis.call('EXPIRE', RUN .. ARGV[1] .. EVENTS, ARGV[13])
 redis.call('PUBLISH', ARGV[11], ARGV[3])
 return {'ok', ''}
 """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from typing import TYPE_CHECKING, Self
 from urllib.parse import SplitResult, quote, urlsplit
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 
 _SOCKET_SCHEMES = {"unix", "redis+socket"}
 _SCHEMES = {"redis", "rediss"} | _SOCKET_SCHEMES
+_DATABASE = re.compile(r"(?:^|&)(db=[0-9]+)(?=&|$)")
 
 
 class RedisSettings(BaseModel):
@@ -63,21 +65,28 @@ class RedisSettings(BaseModel):
 
     @property
     def shown(self) -> str:
-        """The address without its password, for messages."""
+        """The address without its password, for messages; of its query, which may hold one too, only the database."""
         parts = urlsplit(self.url)
-        return _joined(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
+        database = _DATABASE.search(parts.query)
+        query = database[1] if database else ""
+        return _joined(parts._replace(netloc=parts.netloc.rpartition("@")[2], query=query))
 
 
 def _split(url: str) -> SplitResult:
     """Take an address apart, refusing a port or a database that is no number."""
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        raise ConfigurationError("REDIS_URL is not an address") from None
     try:
         _ = parts.port
     except ValueError:
         raise ConfigurationError("REDIS_URL has a port that is not a number up to 65535") from None
     database = parts.path.strip("/") if parts.scheme in {"redis", "rediss"} else ""
     if database and not database.isdecimal():
-        raise ConfigurationError(f"REDIS_URL has a database that is not a whole number: {database!r}")
+        raise ConfigurationError(
+            "REDIS_URL has a database that is not a whole number (a / in its password is written %2F)"
+        )
     return parts
 
 
@@ -90,5 +99,5 @@ def _joined(parts: SplitResult) -> str:
 def _whole_number(environ: Mapping[str, str], name: str, default: int) -> int:
     text = environ.get(name, "").strip() or str(default)
     if not text.isdecimal():
-        raise ConfigurationError(f"{name} must be a whole number, not {text!r}")
+        raise ConfigurationError(f"{name} must be a whole number")
     return int(text)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from enum import Enum
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 from ptc_contracts.keys import BROKER_PREFIX, RESULTS_PREFIX
 
@@ -23,11 +23,25 @@ class Stage(str, Enum):
 UNDER_WAY = 0
 """Priority of a run that has started: its deadline is running, so it goes before all that has not. Highest."""
 
-FRESH = 6
-"""Priority of a run that nobody has started."""
-
 _STEPS = (0, 3, 6, 9)
 """Priorities that have a list of their own; kombu's."""
+
+
+class Priority(str, Enum):
+    """Which runs go first, of those that nobody has started."""
+
+    HIGH = "high"
+    NORMAL = "normal"
+    LOW = "low"
+
+    @property
+    def step(self) -> int:
+        """The priority of its messages."""
+        return {"high": 3, "normal": FRESH, "low": 9}[self.value]
+
+
+FRESH = 6
+"""Priority of a run that nobody has started, where its callers did not say otherwise."""
 
 
 class Lane(NamedTuple):
@@ -61,6 +75,14 @@ class Unsent(NamedTuple):
     sending: int
     """Which of the run's messages it is, from 1."""
     priority: int
+
+    @classmethod
+    def read(cls, answer: list[Any]) -> Self:
+        """Read what a script says is owed."""
+        run_id, stage, key, iteration, sending, priority = answer
+        return cls(
+            run_id.decode(), Stage(stage.decode()), key.decode(), int(iteration), int(sending), int(priority)
+        )
 
     def as_task(self) -> dict[str, Any]:
         """Give the arguments for `Celery.send_task`.

@@ -9,39 +9,49 @@ from uuid import uuid4
 
 from ptc_contracts import scripts
 from ptc_contracts.errors import UnreadableBlobError
+from ptc_contracts.events import NOTHING
 from ptc_contracts.keys import (
     ACTIVE_RUNS,
     DEAD_RUNS,
+    INSTALLATION,
     LANE_PREFIX,
     SWEEPS,
     WAITING_PREFIX,
     checkpoints_key,
+    events_key,
     run_key,
     usage_key,
+    worker_key,
 )
 from ptc_contracts.record import SCHEMA_VERSION
 from ptc_contracts.run import LeaseLostError, NotOurs, Run
 from ptc_contracts.runs import (
     DEAD_TTL_SECONDS,
-    GRACE_MS,
     OVERDUE_GRACE_MS,
     RunStore,
-    flat,
     texts,
 )
 from ptc_contracts.stages import LANES, Stage, Unsent
+from ptc_contracts.submitting import GRACE_MS, flat
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Collection, Iterable
 
     from ptc_contracts.bill import ModelCall
+    from ptc_contracts.events import Addition
     from ptc_contracts.progress import Progress
 
 LEASE_MS = 8_000
 """How long a worker may be silent before its run may move elsewhere."""
 
+WORKER_MS = 10_000
+"""How long a worker may be silent before what it has left elsewhere may be removed: longer than its runs are held."""
+
 SWEEP_MS = 1_000
 """How often each worker looks for runs that need a message; the first to look does it for all."""
+
+_LONGEST_PAUSE_MS = 3 * SWEEP_MS
+"""Beyond, sweeps were not steady: silence says nothing of a worker."""
 
 PATIENCE_MS = 4_000
 """How long a message that has left its queue may take to begin its run; it is given up between one and two of them
@@ -70,7 +80,8 @@ class WorkStore(RunStore):
         self._begin, self._renew = register(scripts.BEGIN), register(scripts.RENEW)
         self._keep, self._sweep = register(scripts.KEEP), register(scripts.SWEEP)
         self._hand_over, self._hand_back = register(scripts.HAND_OVER), register(scripts.HAND_BACK)
-        self._count_start = register(scripts.COUNT_START)
+        self._count_start, self._living = register(scripts.COUNT_START), register(scripts.LIVING)
+        self._tell = register(scripts.TELL)
 
     def begin(self, run_id: str, stage: Stage, sending: int, holder: str = "") -> Run | NotOurs:
         """Take a run to work on one of its stages, as its message of this number asks.
@@ -117,12 +128,27 @@ class WorkStore(RunStore):
         owed, over = self._sweep(
             keys=[ACTIVE_RUNS, SWEEPS, DEAD_RUNS, *lanes],
             args=[
-                *(GRACE_MS, most, SWEEP_MS // 2, 3 * SWEEP_MS, LEASE_MS, PATIENCE_MS),
+                *(GRACE_MS, most, SWEEP_MS // 2, _LONGEST_PAUSE_MS, LEASE_MS, PATIENCE_MS),
                 DEAD_TTL_SECONDS * 1000,
             ],
         )
         known = {stage.value.encode() for stage in Stage}  # a newer peer may know more
-        return Sweep([_unsent(message) for message in owed if message[1] in known], texts(over))
+        return Sweep([Unsent.read(message) for message in owed if message[1] in known], texts(over))
+
+    def installation(self) -> str:
+        """Return the name of all that share this server; the first to ask gives it."""
+        self.redis.set(INSTALLATION, uuid4().hex[:12], nx=True)
+        return cast("bytes", self.redis.get(INSTALLATION)).decode()
+
+    def beat(self, worker: str) -> None:
+        """Say that a worker process lives; that holds for `WORKER_MS`."""
+        self.redis.set(worker_key(worker), "alive", px=WORKER_MS)
+
+    def living(self, workers: Collection[str]) -> set[str]:
+        """Tell which of some worker processes live: all of them while their silence says nothing."""
+        names = list(workers)
+        places = self._living(keys=[SWEEPS, *map(worker_key, names)], args=[WORKER_MS, _LONGEST_PAUSE_MS])
+        return {names[place - 1] for place in places}
 
     def checkpoint(self, run: Run, name: str) -> Any:  # noqa: ANN401 whatever JSON was kept
         """Return what was kept under this name, None if nothing was."""
@@ -160,7 +186,14 @@ class WorkStore(RunStore):
         """Add to the times this stage was begun without progress; a start may turn out not to be one yet."""
         self._count_start(keys=[run_key(run.run_id)], args=[run.fence, number])
 
-    def hand_over(self, run: Run, stage: Stage, progress: Progress) -> Unsent:
+    def tell(self, run: Run, told: Addition) -> bool:
+        """Add to what a run tells; return whether it is still ours to tell of. Repeated, a telling counts once."""
+        answer = self._tell(
+            keys=[run_key(run.run_id), events_key(run.run_id)], args=[run.run_id, run.fence, *told.args]
+        )
+        return bool(answer)
+
+    def hand_over(self, run: Run, stage: Stage, progress: Progress, told: Addition = NOTHING) -> Unsent:
         """Put the run into the next stage, held by nobody; return the message that is owed now.
 
         Raises:
@@ -176,31 +209,35 @@ class WorkStore(RunStore):
                     self.form.progress(run.run_id, stage, progress),
                     progress.iteration,
                     self.form.history(progress),
+                    *told.args,
                 ],
             ),
         )
 
-    def hand_back(self, run: Run) -> Unsent:
+    def hand_back(self, run: Run, told: Addition = NOTHING) -> Unsent:
         """Give the run up where it is, for another worker to begin this stage; return the message owed now.
 
         Raises:
             LeaseLostError: the run is somebody else's now.
         """
         answer = self._hand_back(
-            keys=[run_key(run.run_id), ACTIVE_RUNS], args=[run.run_id, run.fence, GRACE_MS]
+            keys=[run_key(run.run_id), ACTIVE_RUNS], args=[run.run_id, run.fence, GRACE_MS, "", *told.args]
         )
         return _owed(run, answer)
 
-    def defer(self, run: Run, seconds: float) -> None:
-        """Give the run up where it is, for any worker to begin this stage after so many seconds.
+    def defer(self, run: Run, seconds: float, why: str, told: Addition = NOTHING) -> None:
+        """Give the run up where it is, for any worker to begin this stage after so many seconds, its deadline at most.
 
-        Nobody is owed a message before: the sweep that finds the time over sends it.
+        Nobody is owed a message before: the sweep that finds the time over sends it. What it waits for is kept, for
+        the result of a run that waits in vain.
 
         Raises:
             LeaseLostError: the run is somebody else's now.
         """
+        milliseconds = round(1000 * max(0.0, min(seconds, run.time_left())))
         answer = self._hand_back(
-            keys=[run_key(run.run_id), ACTIVE_RUNS], args=[run.run_id, run.fence, round(seconds * 1000)]
+            keys=[run_key(run.run_id), ACTIVE_RUNS],
+            args=[run.run_id, run.fence, milliseconds, why, *told.args],
         )
         _owed(run, answer)
 
@@ -210,21 +247,16 @@ class WorkStore(RunStore):
         tries = self.redis.hincrby(run_key(run_id), "closed", 1)
         if tries >= _TRIES_TO_OPEN:
             return NotOurs(reason="ended", result=self._without(record, str(error)))
-        self._hand_back(keys=[run_key(run_id), ACTIVE_RUNS], args=[run_id, fence, GRACE_MS])
+        self._hand_back(
+            keys=[run_key(run_id), ACTIVE_RUNS], args=[run_id, fence, GRACE_MS, "", *NOTHING.args]
+        )
         return NotOurs(reason=f"unreadable: {error}")
 
     def _sealed(self, run: Run, calls: Iterable[ModelCall]) -> list[Any]:
         return flat({call.call_id: self.form.call(run.run_id, call) for call in calls})
 
 
-def _unsent(answer: list[Any]) -> Unsent:
-    run_id, stage, key, iteration, sending, priority = answer
-    return Unsent(
-        run_id.decode(), Stage(stage.decode()), key.decode(), int(iteration), int(sending), int(priority)
-    )
-
-
 def _owed(run: Run, answer: list[Any]) -> Unsent:
     if not answer:
         raise LeaseLostError(run.run_id)
-    return _unsent(answer)
+    return Unsent.read(answer)
