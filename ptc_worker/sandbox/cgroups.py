@@ -5,6 +5,7 @@ Nothing depends on it. Both versions of the interface are known; in most contain
 
 from __future__ import annotations
 
+import errno
 import os
 from contextlib import suppress
 from itertools import count
@@ -26,6 +27,10 @@ class _Controller(NamedTuple):
     """File to what is counted: `memory` or `processes`."""
     kills: str
     """File that counts the processes which the kernel killed for want of memory; empty if this one does not."""
+
+
+_left: set[Path] = set()
+"""Groups that could not be removed yet."""
 
 
 class Group:
@@ -60,10 +65,16 @@ class Group:
         return 0
 
     def close(self) -> None:
-        """Remove the groups, which are empty by now."""
-        while self._folders:
-            with suppress(OSError):
-                self._folders.pop()[0].rmdir()
+        """Remove the groups, which are empty by now; one in which something is still dying goes with a later one."""
+        _left.update(folder for folder, _ in self._folders)
+        self._folders = []
+        for folder in tuple(_left):
+            try:
+                folder.rmdir()
+            except OSError as error:
+                if error.errno == errno.EBUSY:
+                    continue
+            _left.discard(folder)
 
 
 def sweep() -> None:

@@ -6,7 +6,6 @@ import json
 import os
 import secrets
 import select
-import selectors
 import signal
 import socket
 import subprocess
@@ -24,25 +23,19 @@ from ptc_worker.sandbox import cgroups, leftovers, seccomp, tiers
 from ptc_worker.sandbox.inside import confine
 from ptc_worker.sandbox.inside.agent import EVENTS_FD, Spec
 from ptc_worker.sandbox.inside.confine import Walls
-from ptc_worker.sandbox.line import Line, Streams
+from ptc_worker.sandbox.inside.limits import PROCESSES, limits
+from ptc_worker.sandbox.inside.line import Line, Streams, follow
 from ptc_worker.sandbox.protocol import ExecResult, SandboxError
 from ptc_worker.sandbox.spawner import spawner
+from ptc_worker.sandbox.tools import tools_in
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
+    from ptc_worker.sandbox.protocol import Tools
     from ptc_worker.settings import WorkerSettings
 
 log = structlog.get_logger(__name__)
-
-FILE_LIMIT = 64 * 2**20
-"""Bytes one file in the sandbox may grow to."""
-
-ADDRESS_SPACE = 4
-"""Address space of one process, as a multiple of the sandbox's memory: much of it is never used."""
-
-PROCESS_LIMIT = 128
-"""Processes and threads of one sandbox."""
 
 _BARE = (
     *("-I", "-S", "-B", "-c"),
@@ -50,7 +43,6 @@ _BARE = (
 )
 """Arguments for an agent outside all walls: not a line of the environment's packages may run in it, nor their `.pth`."""
 
-_DESCRIPTORS = 512
 _AGENT_BYTES = 96 * 2**20
 _AGENT_PROCESSES = 8
 _START_SECONDS = 30.0
@@ -83,6 +75,11 @@ class LocalSandbox:
     def root(self) -> str:
         """The sandbox's directory as programs inside see it."""
         return tiers.ROOT if self.isolation == "bubblewrap" else str(self._place / "box")
+
+    @property
+    def tools(self) -> Tools:
+        """The programs of its environment."""
+        return tools_in(self.environment)
 
     @property
     def _place(self) -> Path:
@@ -142,7 +139,7 @@ class LocalSandbox:
     def _start_bubblewrap(self, control: int) -> subprocess.Popen[bytes]:
         argv, paths = tiers.bubblewrap([str(self.environment)], disk=self._disk)
         python = str(self.environment / "bin" / "python")
-        filter_fd = seccomp.reader(seccomp.Rules(network=True, own_files=True))
+        filter_fd = seccomp.reader(seccomp.Rules(network=True, unix_sockets=True, own_files=True))
         self._facts, facts = os.pipe()
         spec = self._spec(control, namespaces=True, preload=self._preload, temporary=list(tiers.TEMPORARY))
         agent = (python, "-P", "-B", "-m", "ptc_inside.agent", json.dumps(asdict(spec)))
@@ -171,11 +168,10 @@ class LocalSandbox:
             os.chown(box, uid, uid)
         isolated = self.isolation == "landlock"
         readable = [*tiers.readable([str(self.environment)])]
+        rules = seccomp.Rules(network=False, unix_sockets=False, own_files=uid is not None)
         walls = Walls(
             uid=uid,
-            seccomp=seccomp.program(seccomp.Rules(network=False, own_files=uid is not None)).hex()
-            if isolated
-            else "",
+            seccomp=seccomp.program(rules).hex() if isolated else "",
             landlock=isolated,
             readable=readable,
             writable=[str(box)],
@@ -204,7 +200,7 @@ class LocalSandbox:
             root=self.root,
             memory=self._memory,
             disk=self._disk,
-            processes=PROCESS_LIMIT,
+            processes=PROCESSES,
             namespaces=namespaces,
             **more,
         )
@@ -323,7 +319,7 @@ class LocalSandbox:
         assert self._process is not None  # noqa: S101 who calls has looked
         if self._group is None:
             self._group = cgroups.Group(
-                memory=self._memory + _AGENT_BYTES, processes=PROCESS_LIMIT + _AGENT_PROCESSES
+                memory=self._memory + _AGENT_BYTES, processes=PROCESSES + _AGENT_PROCESSES
             )
             for pid in {self._process.pid, self._agent_pid()}:
                 self._group.take(pid)
@@ -342,31 +338,36 @@ class LocalSandbox:
         facts, content = self._ask({"op": "read", "path": path, "limit": limit}, what="a file cannot be read")
         return content if facts["found"] else None
 
+    def changed(self, files: Mapping[str, bytes]) -> list[str]:
+        """Name those of these files that are not what is said here."""
+        return [path for path, content in files.items() if self.read(path, len(content) + 1) != content]
+
     # ── commands ───────────────────────────────────────────────────────────────────────────────────────────
 
-    def exec(self, command: Sequence[str], *, env: Mapping[str, str], cwd: str, timeout: float) -> ExecResult:
+    def exec(
+        self,
+        command: Sequence[str],
+        *,
+        env: Mapping[str, str],
+        cwd: str,
+        timeout: float,
+        heard: Callable[[bytes], None] | None = None,
+    ) -> ExecResult:
         """Let the agent run a command; read what it writes, until it ends or must end."""
         request = {
             "op": "exec",
             "command": list(command),
             "env": {**env, "PTC_EVENTS": f"fd:{EVENTS_FD}"},
             "cwd": cwd,
-            "limits": {
-                "RLIMIT_AS": ADDRESS_SPACE * self._memory,
-                "RLIMIT_FSIZE": min(FILE_LIMIT, self._disk),
-                "RLIMIT_NOFILE": _DESCRIPTORS,
-                "RLIMIT_CORE": 0,
-                "RLIMIT_CPU": (round(timeout) + 1) * (os.cpu_count() or 1),  # threads add up
-                **({"RLIMIT_NPROC": PROCESS_LIMIT} if self._has_processes_of_its_own else {}),
-            },
+            "limits": limits(self._memory, self._disk, timeout, processes=self._has_processes_of_its_own),
         }
         self._line_to_agent()
         killed = self._enclose().killed
-        with Streams() as streams:
+        with Streams(heard) as streams:
             self._ask(request, what="the command cannot be run", descriptors=streams.far)
             streams.close_far()
             started = time.monotonic()
-            ended = self._follow(streams, started + timeout)
+            ended = follow(self._line_to_agent(), streams, started + timeout, self._kill_for_good)
             if self._over:
                 self._wait_for_the_end()
                 self._refuse_if_over()
@@ -397,38 +398,9 @@ class LocalSandbox:
         """Whether the kernel counts the sandbox's processes apart from those of the worker's user."""
         return self.isolation == "bubblewrap" or os.geteuid() == 0
 
-    def _follow(self, streams: Streams, deadline: float) -> dict[str, Any]:
-        """Read the streams until the agent tells of the end; tell it to make one when time or room is over."""
-        line, why = self._line_to_agent(), ""
-        with selectors.DefaultSelector() as selector:
-            selector.register(line, selectors.EVENT_READ)
-            for stream in streams.near:
-                selector.register(stream, selectors.EVENT_READ)
-            while True:
-                ready = [key.fileobj for key, _ in selector.select(max(0.0, deadline - time.monotonic()))]
-                for stream in streams.near:
-                    if stream in ready and streams.take(stream):
-                        selector.unregister(stream)
-                if line in ready:
-                    break
-                verdict = "output" if streams.full else "time" if time.monotonic() >= deadline else ""
-                if verdict and why:
-                    with self._ending:
-                        self._kill()
-                    break
-                if verdict:
-                    why = verdict
-                    with suppress(OSError):  # it has gone: its socket tells next
-                        line.send({"op": "stop"})
-                    deadline = time.monotonic() + _END_SECONDS
-                    for stream in set(streams.near) & set(selector.get_map()):
-                        selector.unregister(stream)
-        streams.drain()
-        try:
-            facts, _ = line.receive()
-        except (OSError, EOFError):
-            return {"status": -signal.SIGKILL, "why": why or "lost"}
-        return {**facts, "why": why or facts["why"]}
+    def _kill_for_good(self) -> None:
+        with self._ending:
+            self._kill()
 
     # ── the line to the agent ──────────────────────────────────────────────────────────────────────────────
 

@@ -31,6 +31,12 @@ _AND, _TYPE_OF_SOCKET = 0x54, 0xF
 _SIZES_OF_BUFFERS = (7, 8)
 """SO_SNDBUF and SO_RCVBUF: what waits in a socket counts as nobody's memory."""
 _THIRD_ARGUMENT = 16 + 8 * 2
+_MSG_FASTOPEN = 0x20000000
+_SENDS = {"sendto": 3, "sendmsg": 2, "sendmmsg": 3}
+"""Calls that can connect a socket on the way, which Landlock does not see, with the place of their flags."""
+
+_PROTOCOLS = (0, 1, socket.IPPROTO_TCP, socket.IPPROTO_UDP)
+"""What a socket can be asked for, 1 being AF_UNIX's only one: by MPTCP (262) one reaches TCP ports that Landlock shuts."""
 
 _PLACES = {"x86_64": (0xC000003E, 0), "aarch64": (0xC00000B7, 1)}
 
@@ -123,6 +129,9 @@ _NUMBERS: dict[str, tuple[int | None, int | None]] = {
     "semget": (64, 190),
     "semop": (65, 193),
     "semtimedop": (220, 192),
+    "sendmmsg": (307, 269),
+    "sendmsg": (46, 211),
+    "sendto": (44, 206),
     "setdomainname": (171, 162),
     "sethostname": (170, 161),
     "setns": (308, 268),
@@ -176,7 +185,7 @@ _OF_OTHERS = {
 Process 1 has the same user: made to wait for all others, it would not see what they take.
 """
 
-_LOOKED_INTO = ("clone", "fcntl", "ioctl", "setsockopt", "socket", "socketpair", *_OF_OTHERS)
+_LOOKED_INTO = ("clone", "fcntl", "ioctl", "setsockopt", "socket", "socketpair", *_OF_OTHERS, *_SENDS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,7 +193,10 @@ class Rules:
     """What differs between the places that a filter is for."""
 
     network: bool
-    """Whether IP and Unix sockets can be had: where the network is the sandbox's own."""
+    """Whether IP sockets can be had: where the network is the sandbox's own."""
+    unix_sockets: bool
+    """Whether these can be had: where no socket file of the worker's user can be reached, for Landlock (version 7) does
+    not keep anyone from connecting to those of their own."""
     own_files: bool
     """Whether owners and modes can be changed: where no file of the worker's user can be reached."""
 
@@ -193,16 +205,16 @@ class UnknownMachineError(Exception):
     """There is no filter for this kind of processor."""
 
 
-def program(rules: Rules) -> bytes:
-    """Assemble the filter.
+def program(rules: Rules, machine: str = "") -> bytes:
+    """Assemble the filter for a kind of processor, this one's unless named.
 
     Raises:
         UnknownMachineError: the numbers of this machine's system calls are not known here.
     """
     try:
-        architecture, column = _PLACES[platform.machine()]
+        architecture, column = _PLACES[machine := machine or platform.machine()]
     except KeyError:
-        raise UnknownMachineError(f"no seccomp filter for {platform.machine()}") from None
+        raise UnknownMachineError(f"no seccomp filter for {machine}") from None
     numbers = {name: row[column] for name, row in _NUMBERS.items()}
     code = [
         _step(_LOAD, _ARCHITECTURE),
@@ -251,9 +263,13 @@ def _calls_by_argument(rules: Rules, numbers: Mapping[str, int | None]) -> Itera
     sizes = _none_of(*_SIZES_OF_BUFFERS, answer=0)
     of_sockets = _step(_JUMP_IF_EQUAL, socket.SOL_SOCKET, 0, len(sizes) + 1)
     yield from _when(numbers["setsockopt"], 1, [of_sockets, _step(_LOAD, _THIRD_ARGUMENT), *sizes])
-    families = (socket.AF_UNIX, socket.AF_INET, socket.AF_INET6) if rules.network else ()
-    yield from _when(numbers["socket"], 0, _one_of(*families))
-    if not rules.network:  # datagrams of a pair could be sent to any socket of the host
+    families = [socket.AF_UNIX] * rules.unix_sockets + [socket.AF_INET, socket.AF_INET6] * rules.network
+    protocols = [_step(_LOAD, _THIRD_ARGUMENT), *_one_of(*_PROTOCOLS, answer=errno.EPROTONOSUPPORT)]
+    yield from _when(numbers["socket"], 0, [*_one_of(*families), *protocols])
+    for name, flags in _SENDS.items():
+        fast = [_step(_JUMP_IF_SET, _MSG_FASTOPEN, 0, 1), _answer(errno.EOPNOTSUPP)]
+        yield from _when(numbers[name], flags, fast)
+    if not rules.unix_sockets:  # datagrams of a pair could be sent to any socket of the host
         kinds = _one_of(socket.SOCK_STREAM, socket.SOCK_SEQPACKET)
         yield from _when(numbers["socketpair"], 1, [_step(_AND, _TYPE_OF_SOCKET), *kinds])
 
@@ -296,7 +312,7 @@ def _none_of(*values: int, answer: int = errno.EPERM) -> list[bytes]:
     return [*tests, _answer(answer)]
 
 
-def _one_of(*values: int) -> list[bytes]:
+def _one_of(*values: int, answer: int = errno.EACCES) -> list[bytes]:
     """Refuse all values of the argument that was loaded but these."""
     tests = [_step(_JUMP_IF_EQUAL, value, len(values) - place, 0) for place, value in enumerate(values)]
-    return [*tests, _answer(errno.EACCES)]
+    return [*tests, _answer(answer)]

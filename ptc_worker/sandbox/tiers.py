@@ -43,7 +43,6 @@ _SYSTEM = ("/usr", "/lib", "/lib32", "/lib64", "/libx32", "/bin", "/sbin")
 _SETTINGS = ("/etc/ld.so.cache", "/etc/alternatives")
 _INSIDE_USER = "65534"
 _PROBE_SECONDS = 20
-_SCOPING_ABI = 6
 _HOW = {
     "bubblewrap": "install bubblewrap and let this process make user namespaces (in a container: seccomp=unconfined and "
     "systempaths=unconfined)",
@@ -86,7 +85,7 @@ def _missing(tier: str) -> str:
 def _try_bubblewrap() -> str:
     try:
         argv, paths = bubblewrap([], disk=2**20)
-        filter_fd = seccomp.reader(seccomp.Rules(network=True, own_files=True))
+        filter_fd = seccomp.reader(seccomp.Rules(network=True, unix_sockets=True, own_files=True))
     except (FileNotFoundError, seccomp.UnknownMachineError) as error:
         return str(error)
 
@@ -120,10 +119,10 @@ def _try_landlock() -> str:
     abi = confine.landlock_abi()
     if abi == 0:
         return "the kernel does not offer it"
-    if os.geteuid() != 0 and abi < _SCOPING_ABI:
+    if os.geteuid() != 0 and abi < confine.SCOPE_ABI:
         return f"version {abi} of it lets programs signal this worker, whose user they share"
     try:
-        seccomp.program(seccomp.Rules(network=False, own_files=True))
+        seccomp.program(seccomp.Rules(network=False, unix_sockets=False, own_files=True))
     except seccomp.UnknownMachineError as error:
         return str(error)
     return ""

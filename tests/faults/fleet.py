@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 TESTS = Path(__file__).parents[1]
 
-START_SECONDS = 60.0
+START_SECONDS = 180.0
 STOP_SECONDS = 30.0
 
 _BOUND_TO_US = (

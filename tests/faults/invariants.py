@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from ptc_contracts.bill import Request
 from ptc_contracts.keys import (
     ACTIVE_RUNS,
+    ALL_RUNS,
     BROKER_PREFIX,
     CACHE_STATS,
     DEAD_RUNS,
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 
     from ptc_worker.llm.replay.server import Call
 
-STANDING = (ACTIVE_RUNS, CACHE_STATS, DEAD_RUNS, SWEEPS, LANE_PREFIX, BROKER_PREFIX)
+STANDING = (ACTIVE_RUNS, ALL_RUNS, CACHE_STATS, DEAD_RUNS, SWEEPS, LANE_PREFIX, BROKER_PREFIX)
 """What begins the names of keys that belong to no run, and so may stay for ever."""
 
 SLACK_SECONDS = 1.0

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+import secrets
 from collections import Counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
+from daytona_server import DaytonaServer
+from e2b_server import serving as serving_e2b
 from sandbox.host import Host
-from sandbox.ways import WAYS, Way
+from sandbox.ways import DISK_MB, MEMORY_MB, WAYS, Way
+from support import until
 
 from ptc_worker.environments import environment as build_environment
 from ptc_worker.halt import Halt
@@ -16,7 +20,7 @@ from ptc_worker.sandbox.protocol import IsolationRefusedError
 from ptc_worker.settings import WorkerSettings
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
     from ptc_worker.sandbox.protocol import Sandbox
@@ -54,25 +58,54 @@ def host(cache_dir: Path, environment: Path) -> Iterator[Host]:
         yield target
 
 
+@pytest.fixture(scope="session")
+def daytona(cache_dir: Path, environment: Path) -> Iterator[Mapping[str, Any]]:
+    """The settings that lead to a Daytona on this machine."""
+    settings = WorkerSettings(
+        ptc_cache_dir=cache_dir, ptc_sandbox_memory_mb=MEMORY_MB, ptc_sandbox_disk_mb=DISK_MB
+    )
+    with DaytonaServer(settings, environment) as server:
+        yield {"daytona_api_url": server.url, "daytona_api_key": server.key}
+        until(lambda: not server.left())
+
+
+@pytest.fixture(scope="session")
+def e2b(cache_dir: Path, environment: Path) -> Iterator[Mapping[str, Any]]:
+    """The settings that lead to an E2B on this machine."""
+    settings = WorkerSettings(
+        ptc_cache_dir=cache_dir, ptc_sandbox_memory_mb=MEMORY_MB, ptc_sandbox_disk_mb=DISK_MB
+    )
+    with serving_e2b(settings, environment) as server:
+        yield server.chosen
+
+
 @pytest.fixture(scope="session", params=WAYS, ids=str)
-def way(request: pytest.FixtureRequest, cache_dir: Path, environment: Path) -> Way:
+def way(request: pytest.FixtureRequest, cache_dir: Path) -> Way:
     """A way to have a sandbox; one that this machine refuses fails in CI and is reported as not run elsewhere."""
     chosen: Way = request.param
+    if chosen.served_by:
+        chosen = chosen.at(**request.getfixturevalue(chosen.served_by))
     try:
-        with chosen.open(cache_dir, environment) as box:
+        with chosen.open(cache_dir) as box:
             assert box.isolation == chosen.isolation
     except IsolationRefusedError as error:
         NOT_RUN[str(chosen)] = str(error)
-        if os.environ.get("CI"):
+        if os.environ.get("CI") and not chosen.optional:
             raise
         pytest.skip(f"{chosen} is not to be had here: {error}")
     return chosen
 
 
 @pytest.fixture
-def box(way: Way, cache_dir: Path, environment: Path) -> Iterator[Sandbox]:
+def marker() -> str:
+    """What all processes of this attack carry."""
+    return f"attack-{secrets.token_hex(8)}"
+
+
+@pytest.fixture
+def box(way: Way, cache_dir: Path) -> Iterator[Sandbox]:
     """A sandbox of each kind."""
-    with way.open(cache_dir, environment) as opened:
+    with way.open(cache_dir) as opened:
         yield opened
 
 

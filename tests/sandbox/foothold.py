@@ -127,6 +127,39 @@ def read(path: str, size: int = 4000) -> bytes:
         os.close(descriptor)
 
 
+def touch(path: str) -> None:
+    """Change when a file was last written.
+
+    Raises:
+        OSError: it cannot be done, or was not though the kernel says so.
+    """
+    os.utime(path, (1, 1))
+    if os.stat(path).st_mtime != 1:
+        raise PermissionError(path)
+
+
+def set_mode(path: str, mode: int) -> None:
+    """Change who may do what with a file.
+
+    Raises:
+        OSError: it cannot be done, or was not though the kernel says so.
+    """
+    os.chmod(path, mode)
+    if os.stat(path).st_mode & 0o777 != mode:
+        raise PermissionError(path)
+
+
+def take_over(path: str) -> None:
+    """Make a file one's own.
+
+    Raises:
+        OSError: it cannot be done, or was not though the kernel says so.
+    """
+    os.chown(path, os.getuid(), os.getgid())
+    if os.stat(path).st_uid != os.getuid():
+        raise PermissionError(path)
+
+
 def append(path: str, content: bytes = b"") -> int:
     """Open a file for writing, and write if there is something to write.
 
@@ -146,6 +179,12 @@ def processes() -> list[int]:
         return [int(name) for name in os.listdir("/proc") if name.isdecimal()]
     except OSError:
         return []
+
+
+def of_the_host(path: str) -> bool:
+    """Tell whether a path leads to what is the host's; what is in an image is no secret."""
+    facts = os.stat(path)
+    return not TARGET["image"] or [facts.st_dev, facts.st_ino] == TARGET["places"].get(path)
 
 
 def looking_for_secrets(paths: list[str]) -> None:

@@ -20,6 +20,8 @@ import ptc_worker
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from sandbox.ways import Way
+
 NAME = "ptc-attack"
 """Part of the name of whatever an attack makes: found on the host, it has come out."""
 
@@ -39,6 +41,25 @@ KERNEL = (
     "fs/suid_dumpable",
     "net/ipv4/ip_forward",
 )
+
+
+PLACES = [
+    path
+    for path in (
+        "/etc/passwd",
+        "/root",
+        "/home",
+        "/var/log",
+        "/var/lib/dpkg",
+        "/run",
+        "/boot",
+        "/srv",
+        "/mnt",
+        "/opt",
+    )
+    if Path(path).exists()
+]
+"""Where a host has what is its own."""
 
 
 class Host:
@@ -117,7 +138,7 @@ class Host:
         """Tell whether a mount has to do with these sandboxes: the machine may have other work."""
         return any(part in mount for part in (NAME, str(self.folder), str(self.cache_dir), "sandbox"))
 
-    def told(self) -> str:
+    def told(self, *, image: bool = False) -> str:
         """Tell an attacker everything: walls must not depend on what he does not know."""
         return json.dumps(
             {
@@ -142,6 +163,8 @@ class Host:
                 "unix": self.unix.getsockname(),
                 "abstract": self.folder.name,
                 "kernel": KERNEL,
+                "image": image,
+                "places": {path: _place(path) for path in PLACES},
             }
         )
 
@@ -213,6 +236,12 @@ def _is_readable(name: str) -> bool:
     return os.access(f"/proc/sys/{name}", os.R_OK) and name != "vm/drop_caches"
 
 
+def _place(path: str) -> list[int]:
+    """Tell a file or folder from any other."""
+    facts = Path(path).stat()
+    return [facts.st_dev, facts.st_ino]
+
+
 def _described(path: Path) -> tuple[object, ...]:
     facts = path.lstat()
     content = path.read_bytes() if path.is_file() else b""
@@ -249,11 +278,25 @@ def alive(marker: str) -> list[str]:
     return found
 
 
+MOST_DESCRIPTORS = 60
+"""What a worker may hold for sandboxes that are prepared or shared: one more for each attack would show."""
+
+
+def assert_untouched(host: Host, way: Way) -> None:
+    """The host is as before, and we hold no descriptors of what was tried."""
+    assert host.changes() == {}
+    # A vendor's stand-in is in this process, and an engine's client keeps connections for each of a test's settings.
+    if not way.served_by and not way.image:
+        assert host.held_since() <= MOST_DESCRIPTORS
+
+
 def empty_groups() -> set[Path]:
     """Find control groups of this process's sandboxes in which nothing is left; those of prepared ones hold them."""
     found = set()
-    for group in Path("/sys/fs/cgroup").glob(f"**/ptc-{os.getpid()}-*"):
-        with suppress(OSError):
-            if not (group / "cgroup.procs").read_text():
-                found.add(group)
+    for folder, names, _ in os.walk("/sys/fs/cgroup"):  # others' groups come and go meanwhile
+        for name in names:
+            group = Path(folder, name)
+            with suppress(OSError):
+                if name.startswith(f"ptc-{os.getpid()}-") and not (group / "cgroup.procs").read_text():
+                    found.add(group)
     return found

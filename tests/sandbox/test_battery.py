@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,18 +14,17 @@ from sandbox.attacks.kernel import KERNEL
 from sandbox.attacks.network import NETWORK
 from sandbox.attacks.processes import PROCESSES
 from sandbox.attacks.reading import READING
-from sandbox.attacks.reports import REPORTS, Report
+from sandbox.attacks.reports import REPORTS
 from sandbox.attacks.resources import BOMBS, RESOURCES
-from sandbox.host import NAME, Host, alive, empty_groups
-
-from ptc_worker.filetypes import artifact
-from ptc_worker.halt import Halt
-from ptc_worker.runner import run_tests
+from sandbox.host import NAME, alive, assert_untouched, empty_groups
+from sandbox.ways import ATTACKED
+from support import PATIENCE_SECONDS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from contextlib import AbstractContextManager
 
+    from sandbox.host import Host
     from sandbox.ways import Way
 
     from ptc_worker.sandbox.protocol import Sandbox
@@ -58,12 +56,6 @@ def case(way: Way, request: pytest.FixtureRequest, record_property: Callable[[st
         record_property("case", ("battery", str(way), kind))
 
 
-@pytest.fixture
-def marker() -> str:
-    """What all processes of this attack carry."""
-    return f"attack-{secrets.token_hex(8)}"
-
-
 class SharedBoxes:
     """A sandbox for all attacks of a class that leave no files: many are tried, in commands of their own."""
 
@@ -92,31 +84,20 @@ class SharedBoxes:
 
 
 @pytest.fixture(scope="session")
-def shared(way: Way, cache_dir: Path, environment: Path) -> Iterator[SharedBoxes]:
+def shared(way: Way, cache_dir: Path) -> Iterator[SharedBoxes]:
     """Sandboxes of each kind that many attacks use, one after another."""
-    boxes = SharedBoxes(lambda: way.open(cache_dir, environment))
+    boxes = SharedBoxes(lambda: way.open(cache_dir))
     yield boxes
     boxes.close()
 
     left = empty_groups()
     for _ in range(5):  # one that was just being prepared holds its sandbox, or was used, by then
-        with way.open(cache_dir, environment):
+        with way.open(cache_dir):
             left &= empty_groups()
     assert left == set()
 
 
-MOST_DESCRIPTORS = 60
-"""What a worker may hold for sandboxes that are prepared or shared: one more for each attack would show."""
-
-MARKED = """
-import mmap as _mmap
-with open("{marker}", "w+b") as _file:
-    _file.truncate(4096)
-    _marked = _mmap.mmap(_file.fileno(), 4096)
-"""
-"""A test file has no environment of its own: what it forks shows this in its memory map."""
-
-
+@pytest.mark.parametrize("way", ATTACKED, ids=str, indirect=True)
 @pytest.mark.parametrize(
     ("kind", "attack"),
     [
@@ -132,20 +113,18 @@ def test_an_attack_is_contained(
     attack: Attack,
     marker: str,
     cache_dir: Path,
-    environment: Path,
-    python: str,
     shared: SharedBoxes,
 ) -> None:
     """It gains nothing, it is reported as what it was, and when its result is there, all of it is over."""
     program = START + attack.program + f"\nprint({FINISHED!r})"
-    with shared.of(kind) if kind in LEAVING_NOTHING else way.open(cache_dir, environment) as box:
+    with shared.of(kind) if kind in LEAVING_NOTHING else way.open(cache_dir) as box:
         if kind not in LEAVING_NOTHING:
             assert_clean(box)
         root = Path(box.root)
         box.write({"foothold.py": FOOTHOLD, "attack.py": program.encode()})
         ran = box.exec(
-            way.program(python, "attack.py"),
-            env={"PATH": PATH, "ATTACK": marker, "ATTACK_TARGET": host.told()},
+            way.program(box.tools.python, "attack.py"),
+            env={"PATH": PATH, "ATTACK": marker, "ATTACK_TARGET": host.told(image=way.image)},
             cwd=".",
             timeout=attack.seconds,
         )
@@ -153,40 +132,15 @@ def test_an_attack_is_contained(
         assert alive(marker) == []
         attack.holds(Scene(box, way, host, ran))
     assert kind in LEAVING_NOTHING or not root.exists()
-    assert_untouched(host)
-
-
-def assert_untouched(host: Host) -> None:
-    """The host is as before, and we hold no descriptors of what was tried."""
-    assert host.changes() == {}
-    assert host.held_since() <= MOST_DESCRIPTORS
+    assert_untouched(host, way)
 
 
 def assert_clean(box: Sandbox) -> None:
     """Nothing of an attack before is in this sandbox."""
-    script = f"find . .. /tmp /dev/shm /var/tmp -name '*{NAME}*' 2>/dev/null; ls; echo clean"
-    ran = box.exec(["/bin/sh", "-c", script], env={"PATH": PATH}, cwd=".", timeout=20)
+    script = f"find . .. /tmp /dev/shm /var/tmp -xdev -name '*{NAME}*' 2>/dev/null; ls; echo clean"
+    ran = box.exec(["/bin/sh", "-c", script], env={"PATH": PATH}, cwd=".", timeout=PATIENCE_SECONDS)
 
     assert (ran.exit_code, ran.stdout) == (0, b"clean\n")
-
-
-@pytest.mark.parametrize(
-    ("kind", "report"), [pytest.param("reports", report, id=f"reports: {report.name}") for report in REPORTS]
-)
-def test_an_attack_is_reported_as_what_it_was(
-    way: Way, host: Host, kind: str, report: Report, marker: str, cache_dir: Path
-) -> None:
-    """A test that attacks gets its class; it is never green, and never taken for a failure of ours."""
-    del kind
-    settings = way.settings(cache_dir, ptc_test_timeout=report.seconds)
-    files = [artifact("tests/test_it.py", MARKED.format(marker=marker) + report.test)]
-
-    verdict, isolation = run_tests(settings, files, (), 60, Halt())
-
-    assert isolation == way.isolation
-    assert verdict.outcome in report.outcomes, (verdict.outcome, verdict.feedback, verdict.test_results)
-    assert alive(marker) == []
-    assert_untouched(host)
 
 
 def test_the_battery_is_large_enough(way: Way) -> None:

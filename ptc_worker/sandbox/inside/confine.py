@@ -9,19 +9,33 @@ import stat
 import struct
 import time
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Literal
 
 PR_SET_DUMPABLE, PR_SET_SECCOMP, PR_SET_CHILD_SUBREAPER, PR_SET_NO_NEW_PRIVS = 4, 22, 36, 38
 SECCOMP_MODE_FILTER = 2
 CREATE_RULESET, ADD_RULE, RESTRICT_SELF = 444, 445, 446
-RULESET_VERSION, RULE_PATH_BENEATH = 1, 1
+RULESET_VERSION, RULE_PATH_BENEATH, RULE_NET_PORT = 1, 1, 2
 
 EXECUTE, WRITE_FILE, READ_FILE, READ_DIR, TRUNCATE, IOCTL_DEV = 1, 1 << 1, 1 << 2, 1 << 3, 1 << 14, 1 << 15
 ALL_OF_ABI_1, REFER = (1 << 13) - 1, 1 << 13
 NET_BIND_TCP, NET_CONNECT_TCP = 1, 2
+NET_ABI = 4
+"""The first Landlock that knows of ports."""
+SCOPE_ABI = 6
+"""The first Landlock that keeps a process from signalling those outside."""
 SCOPE_ABSTRACT_UNIX_SOCKET, SCOPE_SIGNAL = 1, 2
 
+CLONE_NEWUSER, CLONE_NEWNET = 0x10000000, 0x40000000
+SIOCSIFFLAGS, IFF_UP = 0x8914, 1
+
+_STROKE_SECONDS = 0.5
+
 libc = ctypes.CDLL(None, use_errno=True)
+
+
+Network = Literal["none", "own", "shared"]
+"""No TCP at all; a network namespace with nothing but a loopback of its own; whatever the machine has."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +52,10 @@ class Walls:
     """Paths that may be read and executed."""
     writable: list[str]
     """Paths below which everything may be done."""
+    network: Network = "none"
+    """Which network it has."""
+    shut_ports: list[int] = field(default_factory=list)
+    """Ports that nothing may be connected to; only where it shares its network, and there is Landlock."""
 
 
 def check(result: int, what: str) -> int:
@@ -74,11 +92,44 @@ def enter(walls: Walls) -> None:
         os.setgroups([])
         os.setresgid(walls.uid, walls.uid, walls.uid)
         os.setresuid(walls.uid, walls.uid, walls.uid)
+    if walls.network == "own":
+        leave_the_network()
     prctl(PR_SET_NO_NEW_PRIVS, 1)
     if walls.landlock:
         restrict(walls)
     if walls.seccomp:
         install(bytes.fromhex(walls.seccomp))
+
+
+def leave_the_network() -> None:
+    """Move to a network namespace that has a loopback and nothing else, which nothing outside can reach or be reached from.
+
+    Raises:
+        OSError: user namespaces cannot be made here, or give no rights.
+    """
+    import fcntl
+    import socket
+
+    uid, gid = os.getuid(), os.getgid()
+    show()  # else these files are root's
+    check(libc.unshare(CLONE_NEWUSER | CLONE_NEWNET), "unshare")
+    for name, text in (("setgroups", "deny"), ("uid_map", f"{uid} {uid} 1"), ("gid_map", f"{gid} {gid} 1")):
+        with open(f"/proc/self/{name}", "w") as file:
+            file.write(text)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
+        fcntl.ioctl(control, SIOCSIFFLAGS, struct.pack("16sh14x", b"lo", IFF_UP))
+
+
+def can_leave_the_network(uid: int | None) -> bool:
+    """Find out, in a child, whether a user can do so."""
+    child = os.fork()
+    if not child:
+        try:
+            enter(Walls(uid=uid, seccomp="", landlock=False, readable=[], writable=[], network="own"))
+            os._exit(0)
+        finally:
+            os._exit(1)
+    return os.waitpid(child, 0)[1] == 0
 
 
 def install(program: bytes) -> None:
@@ -103,9 +154,14 @@ def restrict(walls: Walls) -> None:
     files = ALL_OF_ABI_1
     for since, right in ((2, REFER), (3, TRUNCATE), (5, IOCTL_DEV)):
         files |= right if abi >= since else 0
-    net = NET_BIND_TCP | NET_CONNECT_TCP if abi >= 4 else 0  # noqa: PLR2004 the kernel's numbers
-    scope = SCOPE_ABSTRACT_UNIX_SOCKET | SCOPE_SIGNAL if abi >= 6 else 0  # noqa: PLR2004
-    attributes = struct.pack("QQQ", files, net, scope)[: 24 if abi >= 6 else 16 if abi >= 4 else 8]  # noqa: PLR2004
+    net = {
+        "none": NET_BIND_TCP | NET_CONNECT_TCP,
+        "own": 0,
+        "shared": NET_CONNECT_TCP if walls.shut_ports else 0,
+    }
+    scope = SCOPE_ABSTRACT_UNIX_SOCKET | SCOPE_SIGNAL if abi >= SCOPE_ABI else 0
+    known = 24 if abi >= SCOPE_ABI else 16 if abi >= NET_ABI else 8
+    attributes = struct.pack("QQQ", files, net[walls.network], scope)[:known]
     ruleset = check(
         libc.syscall(CREATE_RULESET, attributes, ctypes.c_size_t(len(attributes)), ctypes.c_uint(0)),
         "landlock_create_ruleset",
@@ -114,10 +170,21 @@ def restrict(walls: Walls) -> None:
         allow(ruleset, path, EXECUTE | READ_FILE | READ_DIR)
     for path in walls.writable:
         allow(ruleset, path, files)
+    if walls.network == "shared" and walls.shut_ports:
+        connect_only(ruleset, {*range(2**16)} - {*walls.shut_ports})
     for device in ("null", "zero", "full", "random", "urandom"):
         allow(ruleset, f"/dev/{device}", READ_FILE | WRITE_FILE)
     check(libc.syscall(RESTRICT_SELF, ctypes.c_int(ruleset), ctypes.c_uint(0)), "landlock_restrict_self")
     os.close(ruleset)
+
+
+def connect_only(ruleset: int, ports: set[int]) -> None:
+    """Add a rule for each port: Landlock knows none that shuts one."""
+    rule = ctypes.create_string_buffer(16)
+    call = [*map(ctypes.c_long, (ADD_RULE, ruleset, RULE_NET_PORT)), rule, ctypes.c_uint(0)]
+    for port in ports:
+        struct.pack_into("=QQ", rule, 0, NET_CONNECT_TCP, port)
+        check(libc.syscall(*call), f"landlock_add_rule {port}")
 
 
 def allow(ruleset: int, path: str, rights: int) -> None:
@@ -139,10 +206,10 @@ def allow(ruleset: int, path: str, rights: int) -> None:
 
 
 def kill_descendants(uid: int | None) -> None:
-    """Kill until nothing is left below us; first at one stroke what runs as a user of its own."""
-    if uid is not None:
-        _kill_user(uid)
+    """Kill until nothing is left below us; at one stroke what runs as a user of its own."""
     while True:
+        if uid is not None:
+            _kill_user(uid)
         try:
             while os.waitpid(-1, os.WNOHANG)[0]:
                 pass
@@ -155,7 +222,10 @@ def kill_descendants(uid: int | None) -> None:
 
 
 def _kill_user(uid: int) -> None:
-    """Kill all processes of a user, as that user: the kernel signals them without a gap to fork in."""
+    """Kill all processes of a user, as that user: the kernel signals them without a gap to fork in.
+
+    They can stop the one that is to do so; it is not waited for then.
+    """
     child = os.fork()
     if not child:
         try:
@@ -164,7 +234,9 @@ def _kill_user(uid: int) -> None:
             os.kill(-1, signal.SIGKILL)
         finally:
             os._exit(0)
-    os.waitpid(child, 0)
+    until = time.monotonic() + _STROKE_SECONDS
+    while not os.waitpid(child, os.WNOHANG)[0] and time.monotonic() < until:
+        time.sleep(0.001)
 
 
 def descendants(root: int) -> list[int]:

@@ -7,6 +7,7 @@ import os
 import stat
 import time
 from contextlib import suppress
+from itertools import chain
 from typing import TYPE_CHECKING
 
 from . import confine
@@ -35,6 +36,7 @@ class Guard:
         self._spec = spec
         self._me = os.getpid()
         self._held_known = (0.0, "")
+        self._before = (0, 0) if spec.namespaces else _content(spec.temporary)
         self.look_seconds = LOOK_SECONDS if spec.namespaces else 2 * LOOK_SECONDS
 
     def complaint(self) -> str:
@@ -73,15 +75,25 @@ class Guard:
         not_before, complaint = self._held_known
         started = time.monotonic()
         if started >= not_before:
-            complaint = _too_much(self._spec, others)
+            complaint = _too_much(self._spec, self._before, others)
             took = time.monotonic() - started
             self._held_known = (started + took * 10, complaint)
         return complaint
 
 
-def _too_much(spec: Spec, pids: list[str]) -> str:
+def _content(places: list[str]) -> tuple[int, int]:
+    """Count the bytes and files that are there before a command runs, which are not the command's."""
+    sizes = []
+    with suppress(OverflowError):
+        for info in chain.from_iterable(map(_walk, places)):
+            sizes.append(info.st_blocks * 512)  # noqa: PERF401 what was counted before counts
+    return sum(sizes), len(sizes)
+
+
+def _too_much(spec: Spec, before: tuple[int, int], pids: list[str]) -> str:
     """Add up files, also those that were removed and are still open, and sockets."""
-    size = open_sockets = 0
+    size, files = (-figure for figure in before)
+    open_sockets = 0
     for info in _open_files(pids):
         if stat.S_ISSOCK(info.st_mode):
             open_sockets += 1
@@ -90,9 +102,10 @@ def _too_much(spec: Spec, pids: list[str]) -> str:
     if open_sockets > MAX_SOCKETS:
         return "memory"
     try:
-        for number, info in enumerate(_walk(spec.root)):
+        for info in chain.from_iterable(map(_walk, (spec.root, *spec.temporary))):
             size += info.st_blocks * 512
-            if number > MAX_INODES or size > spec.disk:
+            files += 1
+            if files > MAX_INODES or size > spec.disk:
                 return "disk"
     except OverflowError:
         return "disk"

@@ -7,7 +7,7 @@ from sandbox.attack import FINISHED, Attack, Scene
 UNREACHABLE = """
 import errno, socket, struct
 NO_WAY = {errno.ENETUNREACH, errno.EACCES, errno.EPERM, errno.EAFNOSUPPORT, errno.ECONNREFUSED, errno.EADDRNOTAVAIL,
-          errno.EPROTONOSUPPORT, errno.ESOCKTNOSUPPORT, errno.ENOENT, errno.EHOSTUNREACH}
+          errno.EPROTONOSUPPORT, errno.ESOCKTNOSUPPORT, errno.EOPNOTSUPP, errno.ENOENT, errno.EHOSTUNREACH}
 def reach(what, family, kind, address, protocol=0, send=None):
     '''Silence is no wall: only an answer of our own kernel counts as one.'''
     try:
@@ -94,7 +94,11 @@ except OSError as error:
         """
 import socket
 attempt("a name", lambda: socket.getaddrinfo("example.com", 443))
-attempt("the host's name servers", lambda: read("/etc/resolv.conf"))
+def servers():
+    text = read("/etc/resolv.conf")
+    mine = TARGET["image"] and text == b"nameserver 127.0.0.1\\n"  # an engine writes one; nobody listens there
+    return text if not mine else (_ for _ in ()).throw(OSError("only its own"))
+attempt("the host's name servers", servers)
 """,
     ),
     Attack(

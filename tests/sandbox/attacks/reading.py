@@ -24,7 +24,7 @@ READING = (
         """
 def users():
     text = read("/etc/passwd").decode()
-    return text if len(text.splitlines()) > 3 else (_ for _ in ()).throw(OSError("only its own"))
+    return text if len(text.splitlines()) > 3 and of_the_host("/etc/passwd") else (_ for _ in ()).throw(OSError("only its own"))
 attempt("passwd", users)
 for path in "/etc/shadow", "/etc/gshadow", "/etc/sudoers", "/etc/shadow-", "/etc/ssh/ssh_host_ed25519_key":
     attempt(path, lambda: read(path))
@@ -42,7 +42,7 @@ for path in "/root", "/home", "/var/log", "/var/lib/dpkg", "/run", "/boot", "/sr
         continue
     needed = TARGET["environment"], sys.base_prefix
     inside = [name for name in names if any(own.startswith(f"{path}/{name}") for own in needed)]
-    if set(names) - set(inside):
+    if set(names) - set(inside) and of_the_host(path):
         gained(path, names)
 """,
     ),
@@ -56,8 +56,8 @@ for name in "folder", "readable", "writable":
     attempt("truncating", lambda: os.truncate(TARGET[name], 0))
     attempt("renaming", lambda: os.rename(TARGET[name], TARGET[name] + "2"))
     attempt("linking", lambda: os.link(TARGET[name], "stolen"))
-    attempt("rights", lambda: os.chmod(TARGET[name], 0o600))
-    attempt("owner", lambda: os.chown(TARGET[name], os.getuid(), os.getgid()))
+    attempt("rights", lambda: set_mode(TARGET[name], 0o600))
+    attempt("owner", lambda: take_over(TARGET[name]))
     attempt("removing", lambda: os.unlink(TARGET[name]))
 for action in os.mkdir, os.mkfifo, lambda path: os.symlink("x", path), lambda path: open(path, "w"):
     attempt("making", lambda: action(TARGET["folder"] + "/" + TARGET["name"]))
@@ -66,11 +66,11 @@ for action in os.mkdir, os.mkfifo, lambda path: os.symlink("x", path), lambda pa
     Attack(
         "the times and the extended attributes of the host's files",
         """
-attempt("times", lambda: os.utime(TARGET["readable"]))
+attempt("times", lambda: touch(TARGET["readable"]))
 for name in "readable", "writable", "folder":
     attempt("attribute", lambda: os.setxattr(TARGET[name], "user.x", b"1"))
 for path in TARGET["environment"], os.path.realpath(TARGET["environment"] + "/bin/python"):
-    attempt("times", lambda: os.utime(path))
+    attempt("times", lambda: touch(path))
     attempt("attribute", lambda: os.setxattr(path, "user.x", b"1"))
 """,
     ),
@@ -172,7 +172,8 @@ for path in (
     "/proc/sys/kernel/core_pattern", "/proc/sys/kernel/modprobe", "/proc/timer_list", "/sys/power/state",
     "/sys/kernel/uevent_helper", "/sys/kernel/mm/transparent_hugepage/enabled", "/sys/kernel/profiling",
 ):
-    attempt(path, lambda: append(path))
+    if not (os.path.exists(path) and os.path.samestat(os.stat(path), os.stat("/dev/null"))):  # Docker hides them so
+        attempt(path, lambda: append(path))
 """,
     ),
     Attack(
@@ -245,7 +246,7 @@ for path in found:
     for action in (
         append,
         os.unlink,
-        lambda path: os.chmod(path, 0o777),
+        lambda path: set_mode(path, 0o777),
         lambda path: os.rename(path, path + "2"),
         lambda path: open(os.path.join(path, TARGET["name"]), "w"),
         lambda path: os.truncate(path, 0),
@@ -265,7 +266,7 @@ for folder, _, files in os.walk(os.path.dirname(_pytest.__file__)):
     found += [os.path.join(folder, name) for name in files if name.endswith(".pyc")]
 assert found
 for path in found:
-    for action in append, os.unlink, os.utime, lambda path: os.replace("attack.py", path):
+    for action in append, os.unlink, touch, lambda path: os.replace("attack.py", path):
         try:
             gained(path, action(path))
         except OSError:
@@ -312,6 +313,8 @@ try:
     names = os.listdir("/dev")
 except OSError:
     names = []
+if TARGET["image"]:
+    harmless.add("mqueue")  # of a namespace of its own
 for name in {*names, "mem", "kvm", "fuse", "vda", "sda", "loop0", "loop-control", "vsock", "net/tun", "hwrng", "autofs"} - harmless:
     for flags in os.O_RDONLY, os.O_WRONLY:
         try:

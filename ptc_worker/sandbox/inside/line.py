@@ -1,16 +1,19 @@
-"""The worker's end of the line to an agent, and of the pipes from what it runs."""
+"""The other end of the line to an agent, and of the pipes from what it runs."""
 
 from __future__ import annotations
 
 import json
 import os
+import selectors
+import signal
 import socket
 import struct
+import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Self
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
 OUTPUT_LIMIT = 4 * 2**20
 """Bytes a command may write to its two streams together before it is ended."""
@@ -22,6 +25,9 @@ _HEADER = struct.Struct("!I")
 _ANSWER_SECONDS = 30.0
 _MOST_FACTS, _MOST_CONTENT = 2**20, 2**27
 _CHUNK = 2**16
+_END_SECONDS = 5.0
+_TOGETHER_SECONDS = 0.002
+"""How long an event waits for others: to read one costs as much as to read many."""
 
 
 class Line:
@@ -85,7 +91,9 @@ class Line:
 class Streams:
     """Three pipes from a command: output, errors and events, each read up to its limit."""
 
-    def __init__(self) -> None:
+    def __init__(self, heard: Callable[[bytes], None] | None = None) -> None:
+        self._heard = heard
+        """Gets the events, as they are read."""
         pairs = [os.pipe() for _ in range(3)]
         self.near = [near for near, _ in pairs]
         self.far = [far for _, far in pairs]
@@ -114,6 +122,8 @@ class Streams:
             return False
         self._parts[near].append(part)
         self._sizes[near] += len(part)
+        if self._heard and near == self.near[-1]:
+            self._heard(part)
         return not part
 
     def drain(self) -> None:
@@ -136,3 +146,48 @@ class Streams:
         self.close_far()
         for near in self.near:
             os.close(near)
+
+
+def follow(line: Line, streams: Streams, deadline: float, kill: Callable[[], None]) -> dict[str, Any]:
+    """Read the streams until the agent tells of the command's end, and return what it tells.
+
+    It is told to make an end when time (of the monotonic clock) or room is over, and killed if it does not. `why`
+    then says which: `time`, `output`, or `lost` if the agent has gone.
+    """
+    why = ""
+    with selectors.DefaultSelector() as selector:
+        selector.register(line, selectors.EVENT_READ)
+        for stream in streams.near:
+            selector.register(stream, selectors.EVENT_READ)
+        while True:
+            ready = _ready(selector, streams, deadline)
+            for stream in streams.near:
+                if stream in ready and streams.take(stream):
+                    selector.unregister(stream)
+            if line in ready:
+                break
+            verdict = "output" if streams.full else "time" if time.monotonic() >= deadline else ""
+            if verdict and why:
+                kill()
+                break
+            if verdict:
+                why = verdict
+                with suppress(OSError):  # it has gone: its socket tells next
+                    line.send({"op": "stop"})
+                deadline = time.monotonic() + _END_SECONDS
+                for stream in set(streams.near) & set(selector.get_map()):
+                    selector.unregister(stream)
+    streams.drain()
+    try:
+        facts, _ = line.receive()
+    except (OSError, EOFError):
+        return {"status": -signal.SIGKILL, "why": why or "lost"}
+    return {**facts, "why": why or facts["why"]}
+
+
+def _ready(selector: selectors.BaseSelector, streams: Streams, deadline: float) -> list[Any]:
+    """Wait until something can be read, or time is over; return what can be."""
+    ready = [key.fileobj for key, _ in selector.select(max(0.0, deadline - time.monotonic()))]
+    if ready == streams.near[-1:]:
+        time.sleep(_TOGETHER_SECONDS)
+    return ready

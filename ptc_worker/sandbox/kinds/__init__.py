@@ -1,0 +1,1 @@
+"""The kinds of sandbox: one file each, known to the registry alone."""
