@@ -8,18 +8,25 @@ from functools import cache
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import TYPE_CHECKING
+from uuid import uuid4
 
 import structlog
 from celery import Celery, signals
 
 from ptc_contracts.blobs import Blobs
 from ptc_contracts.settings import RedisSettings
+from ptc_contracts.stages import Stage
 from ptc_contracts.work import WorkStore
 from ptc_worker.leases import LeaseKeeper
 from ptc_worker.llm.shared import Shared
 from ptc_worker.log import configure_logging
+from ptc_worker.once import once
+from ptc_worker.reaper import Pulse, Reaper
 from ptc_worker.recovery import Recovery
 from ptc_worker.redaction import Redactor
+from ptc_worker.reporting import Publisher
+from ptc_worker.sandbox import close_sandboxes, reap_sandboxes
+from ptc_worker.sandbox.protocol import Purpose
 from ptc_worker.server_check import ServerCheck
 from ptc_worker.settings import WorkerSettings, secrets_of
 from ptc_worker.warmup import warm_up_beside
@@ -66,7 +73,10 @@ def _set_up_logging(**_: object) -> None:
 @signals.worker_ready.connect
 def _start_beside_the_tasks(sender: Consumer, **_: object) -> None:
     Recovery(store(), send, tell_celery).start()
-    warm_up_beside(settings(), sender.app.amqp.queues.consume_from)
+    queues = sender.app.amqp.queues.consume_from
+    warm_up_beside(settings(), queues, us)
+    if Stage.SANDBOX.value in queues and settings().sandbox != "local":
+        Reaper(lambda: reap_sandboxes(settings(), us(), store().living)).start()
 
 
 @signals.worker_shutting_down.connect
@@ -77,7 +87,7 @@ def _end_within_the_grace(**_: object) -> None:
     in hand, and Celery then waits for threads that wait for that lock.
     """
     grace = settings().ptc_shutdown_grace
-    later = ((0.0, _tell_of_the_grace), (grace, leases().end), (grace + _FAREWELL_SECONDS, _end_by_force))
+    later = ((0.0, _tell_of_the_grace), (grace, end_all_work), (grace + _FAREWELL_SECONDS, _end_by_force))
     for seconds, act in later:
         timer = threading.Timer(seconds, act)
         timer.daemon = True
@@ -86,6 +96,12 @@ def _end_within_the_grace(**_: object) -> None:
 
 def _tell_of_the_grace() -> None:
     log.info("worker_ends", grace_seconds=settings().ptc_shutdown_grace)
+
+
+def end_all_work() -> None:
+    """Stop what this process works on, so that its runs can be handed back, and leave nothing at a vendor's."""
+    leases().end()
+    close_sandboxes()
 
 
 def _end_by_force() -> None:
@@ -116,10 +132,26 @@ def _connected(patience: float) -> WorkStore:
     return WorkStore.connect(RedisSettings.from_environment(), Blobs.from_environment(), patience=patience)
 
 
+@once
+def us() -> Purpose:
+    """Name this process, for what it leaves with others; they are told that it lives before they can find any of it."""
+    worker = uuid4().hex[:12]
+    if settings().sandbox == "local":
+        return Purpose(worker=worker)
+    Pulse(_connected(patience=2.0), worker).start()
+    return Purpose(installation=store().installation(), worker=worker)
+
+
 @cache
 def leases() -> LeaseKeeper:
     """Keep the leases of this process alive, from the first one on."""
     return LeaseKeeper(_connected(patience=2.0))  # an answer that takes longer comes too late for the others
+
+
+@once
+def publisher() -> Publisher:
+    """Send what this process's runs tell, from the first one on."""
+    return Publisher(_connected(patience=2.0), redactor(), output=settings().ptc_stream_output)
 
 
 @cache

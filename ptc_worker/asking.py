@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING
 from redis.exceptions import RedisError
 
 from ptc_contracts import CacheStrategy, PayloadTooLargeError
+from ptc_contracts.bill import Request
 from ptc_contracts.stages import Stage
+from ptc_worker.announcing import ModelNews
 from ptc_worker.app import redactor, settings, shared, store
 from ptc_worker.halt import Halt
 from ptc_worker.llm.budget import Budget
 from ptc_worker.llm.calls import Answer, Caller
-from ptc_worker.llm.loop import run_async
+from ptc_worker.loop import run_async
 from ptc_worker.outages import through_outages
 from ptc_worker.prompts import build_prompt
 from ptc_worker.recording import record
@@ -22,7 +24,7 @@ from ptc_worker.recording import record
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from ptc_contracts.bill import Request
+    from ptc_contracts.bill import ModelCall
     from ptc_contracts.run import Run
     from ptc_worker.drafting import Reading
     from ptc_worker.leases import Hold
@@ -90,6 +92,10 @@ def _paid(run: Run, caller: Caller, name: str, answer: Answer) -> Answer:
 
 def _caller(hold: Hold, request: Request) -> Caller:
     run = hold.run
+    earlier: list[ModelCall] = []
+    if run.fence > 1 or request is not Request.DRAFT:
+        with suppress(RedisError):  # only what is told of the run is poorer without
+            earlier = store().calls(run)
     keeps = settings().ptc_response_cache_ttl and run.plan.cache_strategy is not CacheStrategy.NEVER
     return Caller(
         run_id=run.run_id,
@@ -100,6 +106,7 @@ def _caller(hold: Hold, request: Request) -> Caller:
         shared=shared(),
         responses=shared().responses if keeps else None,
         budget=_budget(run),
+        listener=ModelNews(hold.report, earlier),
     )
 
 

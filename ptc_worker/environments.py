@@ -1,4 +1,4 @@
-"""Python environments for sandboxes: one for each set of packages, built once, kept while there is room."""
+"""Python environments for sandboxes, and what is built for them alike: each once, kept while there is room."""
 
 from __future__ import annotations
 
@@ -38,6 +38,29 @@ _INSIDE = Path(__file__).with_name("sandbox") / "inside"
 _READY = "ptc-ready"
 """Mark of a whole environment: it holds the bytes that the environment takes, and is touched at each use."""
 
+_PAUSE_SECONDS = 0.05
+
+
+class Contents(Protocol):
+    """What a folder of the cache is to hold."""
+
+    @property
+    def recipe(self) -> list[object]:
+        """What differs where its files do, as JSON has it."""
+
+    @property
+    def told(self) -> dict[str, object]:
+        """What the log says of it."""
+
+    def build(self, cache_dir: Path, folder: Path, deadline: float, halt: Halt) -> None:
+        """Put it into a folder that is not there yet, downloads into `cache_dir`.
+
+        Raises:
+            InstallError: it cannot be had; as NoRoomError if the disk is full.
+            TimeoutError: the deadline (of the monotonic clock) has passed.
+            HaltedError: the work must stop.
+        """
+
 
 class Addition(Protocol):
     """What an environment holds beside Python's packages."""
@@ -45,6 +68,10 @@ class Addition(Protocol):
     @property
     def recipe(self) -> str:
         """A text that differs where its files do."""
+
+    @property
+    def packages(self) -> Sequence[object]:
+        """What of it is packages, and no program."""
 
     def add(self, cache_dir: Path, folder: Path, deadline: float, halt: Halt) -> None:
         """Put it into an environment, its downloads into `cache_dir`.
@@ -55,9 +82,18 @@ class Addition(Protocol):
             HaltedError: the work must stop.
         """
 
+    def add_packages(
+        self, cache_dir: Path, folder: Path, deadline: float, halt: Halt, machine: str = ""
+    ) -> None:
+        """Put its packages alone there, for a machine of this kind (as `uname -m` says it) that has the program.
+
+        Raises:
+            InstallError, TimeoutError, HaltedError: as above.
+        """
+
 
 @dataclass(frozen=True)
-class _Contents:
+class _Environment:
     """What one environment holds."""
 
     requirements: Sequence[str]
@@ -67,11 +103,28 @@ class _Contents:
     def packages(self) -> list[str]:
         return sorted({*BASE_REQUIREMENTS, *self.requirements})
 
-    def folder(self, cache_dir: Path) -> Path:
-        recipe = [platform.python_version(), sys.base_prefix, self.packages, _inside_digest()]
+    @property
+    def recipe(self) -> list[object]:
+        made_of: list[object] = [
+            platform.python_version(),
+            sys.base_prefix,
+            self.packages,
+            _inside_digest(),
+        ]
+        return [*made_of, self.addition.recipe] if self.addition else made_of
+
+    @property
+    def told(self) -> dict[str, object]:
+        added = {"addition": self.addition.recipe} if self.addition else {}
+        return {"packages": self.packages, **added}
+
+    def build(self, cache_dir: Path, folder: Path, deadline: float, halt: Halt) -> None:
+        with downloading(cache_dir, "uv", deadline, halt):
+            install(cache_dir, folder, self.packages, deadline, halt)
         if self.addition:
-            recipe.append(self.addition.recipe)
-        return cache_dir / "environments" / hashlib.sha256(json.dumps(recipe).encode()).hexdigest()[:24]
+            with downloading(cache_dir, "npm", deadline, halt):
+                self.addition.add(cache_dir, folder, deadline, halt)
+        _copy_inside(folder)
 
 
 class CacheDirError(InstallError):
@@ -97,10 +150,31 @@ def environment(
         TimeoutError: installing took longer than `timeout` seconds.
         HaltedError: the work must stop; whoever waits for the same set installs it then.
     """
-    contents = _Contents(requirements, addition)
-    folder = contents.folder(settings.ptc_cache_dir)
+    with kept(settings, _Environment(requirements, addition), timeout, halt) as folder:
+        yield folder
+
+
+@contextmanager
+def kept(settings: WorkerSettings, contents: Contents, timeout: float, halt: Halt) -> Iterator[Path]:
+    """Give the folder of the cache that holds this, built if need be; nobody removes it meanwhile.
+
+    Raises:
+        InstallError, TimeoutError, HaltedError: as for an environment.
+    """
+    folder = _folder(settings.ptc_cache_dir, contents)
     with _in_use(settings, folder, contents, time.monotonic() + timeout, halt):
         yield folder
+
+
+@contextmanager
+def downloading(cache_dir: Path, installer: str, deadline: float, halt: Halt) -> Iterator[None]:
+    """Keep an installer's downloads, in the folder of its name, from being swept while it works.
+
+    Raises:
+        TimeoutError, HaltedError: it was waited for in vain.
+    """
+    with _locked(_lock_file(cache_dir / installer), fcntl.LOCK_SH, deadline, halt):
+        yield
 
 
 def hold(folder: Path) -> BinaryIO:
@@ -128,6 +202,10 @@ def sweep(settings: WorkerSettings) -> None:
     _shrink(settings.ptc_cache_dir, settings.ptc_cache_max_mb * 2**20)
 
 
+def _folder(cache_dir: Path, contents: Contents) -> Path:
+    return cache_dir / "environments" / hashlib.sha256(json.dumps(contents.recipe).encode()).hexdigest()[:24]
+
+
 @cache
 def _inside_digest() -> str:
     sources = sorted(path for path in _INSIDE.rglob("*") if path.is_file() and path.suffix != ".pyc")
@@ -135,7 +213,7 @@ def _inside_digest() -> str:
 
 
 def _in_use(
-    settings: WorkerSettings, folder: Path, contents: _Contents, deadline: float, halt: Halt
+    settings: WorkerSettings, folder: Path, contents: Contents, deadline: float, halt: Halt
 ) -> BinaryIO:
     """Build what is missing; return the shared lock on what is there."""
     try:
@@ -143,15 +221,7 @@ def _in_use(
             if not made.exists():
                 made.mkdir(parents=True, exist_ok=True)
                 made.chmod(0o755)
-        while True:
-            lock = _locked(_lock_file(folder), fcntl.LOCK_SH, deadline, halt)
-            if (folder / _READY).exists():
-                os.utime(folder / _READY)
-                return lock
-            lock.close()
-            with _locked(_lock_file(folder), fcntl.LOCK_EX, deadline, halt):
-                if not (folder / _READY).exists():
-                    _build(settings, folder, contents, deadline, halt)
+        return _built(settings, folder, contents, deadline, halt)
     except TimeoutError:
         raise
     except NoRoomError as error:
@@ -160,11 +230,27 @@ def _in_use(
         raise CacheDirError(f"PTC_CACHE_DIR cannot be used: {error}") from error
 
 
-def _build(settings: WorkerSettings, folder: Path, contents: _Contents, deadline: float, halt: Halt) -> None:
-    """Build an environment; on a full disk once more, after everything that nobody uses has gone."""
+def _built(
+    settings: WorkerSettings, folder: Path, contents: Contents, deadline: float, halt: Halt
+) -> BinaryIO:
+    """Build what is missing; whoever waits for his turn looks each time whether it was built by then and is in use."""
+    for _ in _attempts(deadline, halt):
+        if lock := _lock(_lock_file(folder), fcntl.LOCK_SH):
+            if (folder / _READY).exists():
+                os.utime(folder / _READY)
+                return lock
+            lock.close()
+        if lock := _lock(_lock_file(folder), fcntl.LOCK_EX):
+            with lock:
+                if not (folder / _READY).exists():
+                    _build(settings, folder, contents, deadline, halt)
+    raise AssertionError("the attempts end with an error")  # pragma: no cover
+
+
+def _build(settings: WorkerSettings, folder: Path, contents: Contents, deadline: float, halt: Halt) -> None:
+    """Build it; on a full disk once more, after everything that nobody uses has gone."""
     cache_dir = settings.ptc_cache_dir
-    added = {"addition": contents.addition.recipe} if contents.addition else {}
-    log.info("environment_building", packages=contents.packages, **added)
+    log.info("environment_building", **contents.told)
     try:
         _build_once(cache_dir, folder, contents, deadline, halt)
     except NoRoomError as error:
@@ -174,15 +260,10 @@ def _build(settings: WorkerSettings, folder: Path, contents: _Contents, deadline
     sweep(settings)
 
 
-def _build_once(cache_dir: Path, folder: Path, contents: _Contents, deadline: float, halt: Halt) -> None:
+def _build_once(cache_dir: Path, folder: Path, contents: Contents, deadline: float, halt: Halt) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     try:
-        with _locked(_lock_file(cache_dir / "uv"), fcntl.LOCK_SH, deadline, halt):
-            install(cache_dir, folder, contents.packages, deadline, halt)
-        if contents.addition:
-            with _locked(_lock_file(cache_dir / "npm"), fcntl.LOCK_SH, deadline, halt):
-                contents.addition.add(cache_dir, folder, deadline, halt)
-        _copy_inside(folder)
+        contents.build(cache_dir, folder, deadline, halt)
         _mark_ready(folder, _opened_to_all(folder))
     except BaseException as error:
         shutil.rmtree(folder, ignore_errors=True)
@@ -221,6 +302,7 @@ def _opened_to_all(folder: Path) -> int:
 
 def _shrink(cache_dir: Path, most: int) -> None:
     """Remove leftovers, then the installer's cache, then the least recently used, until at most so many bytes stay."""
+    base = _folder(cache_dir, _Environment(()))
     folders = {path.with_suffix("") for path in (cache_dir / "environments").glob("*")}
     marks = []
     for folder in folders:
@@ -239,7 +321,7 @@ def _shrink(cache_dir: Path, most: int) -> None:
     for _, taken, folder in sorted(marks):
         if size <= most:
             break
-        if folder != _Contents(()).folder(cache_dir) and _remove(folder):
+        if folder != base and _remove(folder):
             log.info("environment_removed", environment=folder.name, megabytes=taken >> 20)
             size -= taken
 
@@ -275,14 +357,21 @@ def _lock_file(folder: Path) -> Path:
 
 
 def _locked(path: Path, how: int, deadline: float, halt: Halt) -> BinaryIO:
-    """Take a lock; wait for whoever builds the same set just now, but not past the deadline."""
-    while True:
-        halt.check()
+    """Take a lock; wait for whoever has it, but not past the deadline."""
+    for _ in _attempts(deadline, halt):
         if lock := _lock(path, how):
             return lock
+    raise AssertionError("the attempts end with an error")  # pragma: no cover
+
+
+def _attempts(deadline: float, halt: Halt) -> Iterator[None]:
+    """Let something be tried again and again, for others are at it."""
+    while True:
+        halt.check()
+        yield
         if time.monotonic() >= deadline:
             raise TimeoutError("waiting for another installation took too long")
-        time.sleep(0.05)
+        time.sleep(_PAUSE_SECONDS)
 
 
 def _lock(path: Path, how: int) -> BinaryIO | None:

@@ -27,6 +27,7 @@ _IN_PART = {"pyproject.toml", "setup.cfg", "tox.ini", "package.json"}
 """Files of which one part configures the tests."""
 
 _SECTION = re.compile(r"^\[(?:tool:)?pytest\b.*?(?=^\[|\Z)", re.MULTILINE | re.DOTALL)
+_PYTHON_FILES = re.compile(r"^\s*python_files\s*=\s*((?:\[[^\]]*\])|(?:.*(?:\n[ \t]+.*)*))", re.MULTILINE)
 _NODES_RUNNER = re.compile(r"\bnode\b.*--test\b")
 _Name = tuple[str, ...]
 
@@ -49,25 +50,24 @@ def frozen_files(files: Sequence[CodeArtifact]) -> list[CodeArtifact]:
 
     Tests for a runner that is not there, and its configuration, are not: they prove nothing, and have to go.
     """
-    nodes = node_tests(files)
+    nodes, patterns = node_tests(files), _patterns(files)
     return [
         file
         for file in files
         if (path := file.file_path) in nodes.files
         or (is_test_material(path) and path not in nodes.empty and not _is_another_runners(path))
         or _settings_of_tests(file)
-        or _is_named_like_tests(path, files)
+        or _is_named_like_tests(path, patterns)
     ]
 
 
 def _is_collected(file: CodeArtifact, configured: Iterable[CodeArtifact]) -> bool:
     """Tell whether a runner would take a file for a test, by its usual names or those that a project has configured."""
-    named = is_pytest_file(file.file_path) or _is_named_like_tests(file.file_path, configured)
+    named = is_pytest_file(file.file_path) or _is_named_like_tests(file.file_path, _patterns(configured))
     return named or file.file_path in node_tests([file]).files
 
 
-def _is_named_like_tests(path: str, configured: Iterable[CodeArtifact]) -> bool:
-    patterns = (pattern for file in configured for pattern in _patterns(file))
+def _is_named_like_tests(path: str, patterns: Iterable[str]) -> bool:
     texts = (path, PurePosixPath(path).name)
     return any(fnmatchcase(text, pattern) for pattern in patterns for text in texts)
 
@@ -216,13 +216,11 @@ def _scripts(text: str) -> dict[str, object]:
     return {name: value for name, value in named if "test" in name and _NODES_RUNNER.search(str(value))}
 
 
-def _patterns(file: CodeArtifact) -> Iterator[str]:
+def _patterns(files: Iterable[CodeArtifact]) -> list[str]:
     """Give the patterns of names by which a project's own configuration finds its tests."""
-    if _name(file) in _PYTESTS_OWN | _IN_PART:
-        for line in re.findall(
-            r"^\s*python_files\s*=\s*((?:\[[^\]]*\])|(?:.*(?:\n[ \t]+.*)*))", file.content, re.MULTILINE
-        ):
-            yield from re.findall(r"[^\s\[\]\"',]+", line)
+    configured = [file for file in files if _name(file) in _PYTESTS_OWN | _IN_PART]
+    lines = (line for file in configured for line in _PYTHON_FILES.findall(file.content))
+    return [pattern for line in lines for pattern in re.findall(r"[^\s\[\]\"',]+", line)]
 
 
 def _name(file: CodeArtifact) -> str:

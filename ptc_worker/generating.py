@@ -10,6 +10,7 @@ from ptc_contracts import ExecutionStatus
 from ptc_contracts.progress import StopReason
 from ptc_contracts.stages import Stage
 from ptc_contracts.verdicts import GateStage
+from ptc_worker import announcing
 from ptc_worker.app import redactor, settings
 from ptc_worker.asking import answer_to
 from ptc_worker.drafting import joined, next_request, read
@@ -20,7 +21,7 @@ from ptc_worker.llm.calls import NoAnswerError, OverBudgetError
 from ptc_worker.llm.prices import REPLAY_PREFIX
 from ptc_worker.parsing import parse_answer
 from ptc_worker.providers import providers_for
-from ptc_worker.refinement import End, drafted, merged, spent, unreadable_verdict
+from ptc_worker.refinement import End, beginning, drafted, merged, spent, unreadable_verdict
 from ptc_worker.steps import examined, out_of_time
 
 if TYPE_CHECKING:
@@ -61,20 +62,25 @@ def write_draft(hold: Hold) -> Step:
         return progress, spent(
             progress, StopReason.UNPARSEABLE, "no file could be read in the model's answers"
         )
-    return _judged_unrun(run, progress, parsed)
+    return _judged_unrun(hold, progress, parsed)
 
 
-def _judged_unrun(run: Run, progress: Progress, answer: ParsedAnswer) -> Step:
+def _judged_unrun(hold: Hold, progress: Progress, answer: ParsedAnswer) -> Step:
     """Make the draft of an answer, and decide what follows from what can be seen without running it."""
-    plan = run.plan
+    run, plan = hold.run, hold.run.plan
     merge = merged(plan, progress, answer)
     progress, files = drafted(progress, merge, answer.disputes), merge.files
     if progress.best and files == progress.best.files:
         log.info("draft_unchanged")
         return examined(run, progress, progress.best.verdict, files)
+    announcing.files_ready(
+        hold.report, files, progress.best.files if progress.best else beginning(plan, progress)
+    )
+    announcing.gate_begun(hold.report, files)
     issues = examine(plan, files, settings().ptc_allowed_dependencies)
     if not has_errors(issues, GateStage.SYNTACTIC):
         issues += lint([file for file in files if file.file_path not in plan.test_files])
+    announcing.gate_over(hold.report, issues)
     if has_errors(issues):
         log.info("draft_refused", issues=len(issues), files=len(files))
         return examined(run, progress, red_verdict(issues), files)

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from contextlib import contextmanager, suppress
 from enum import Enum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 log = logging.getLogger(__name__)
+
+_LOOK_SECONDS = 0.2
 
 
 class Why(str, Enum):
@@ -34,6 +37,16 @@ class HaltedError(Exception):
 
     def __str__(self) -> str:
         return f"halted: {self.why.value}"
+
+
+class Lock(Protocol):
+    """What is held by one at a time, or by a few."""
+
+    def acquire(self, *, timeout: float) -> bool:
+        """Take it; tell whether that was possible within so many seconds."""
+
+    def release(self) -> None:
+        """Let go of it."""
 
 
 class Halt:
@@ -93,6 +106,24 @@ class Halt:
                 raise HaltedError(self.why) from error
             raise
         self.check()
+
+    @contextmanager
+    def taking(self, lock: Lock, deadline: float, otherwise: str) -> Iterator[None]:
+        """Hold a lock while the block runs, once it can be had.
+
+        Raises:
+            HaltedError: the work must stop.
+            TimeoutError: the deadline, by `time.monotonic()`, passed before; this is what it says then.
+        """
+        self.check()
+        while not lock.acquire(timeout=max(0.0, min(_LOOK_SECONDS, deadline - time.monotonic()))):
+            self.check()
+            if time.monotonic() >= deadline:
+                raise TimeoutError(otherwise)
+        try:
+            yield
+        finally:
+            lock.release()
 
     @contextmanager
     def _standing(self, stop: Callable[[], object]) -> Iterator[None]:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from ptc_contracts.run import Run
     from ptc_contracts.work import WorkStore
+    from ptc_worker.reporting import Reporter
 
 log = structlog.get_logger(__name__)
 
@@ -35,6 +36,8 @@ class Hold:
     """A run that this process works on."""
 
     run: Run
+    report: Reporter
+    """What it tells while it is held."""
     halt: Halt = field(default_factory=Halt)
     """Set when the work must stop."""
     renewed_at: float = field(init=False)
@@ -65,9 +68,9 @@ class LeaseKeeper:
         """Whether this process works on nothing any more."""
 
     @contextmanager
-    def holding(self, run: Run) -> Iterator[Hold]:
+    def holding(self, run: Run, report: Reporter) -> Iterator[Hold]:
         """Keep a run's lease alive for the time of the block."""
-        hold = Hold(run)
+        hold = Hold(run, report)
         with self._lock:
             if older := self._held.get(
                 run.run_id

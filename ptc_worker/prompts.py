@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING
 from ptc_contracts.bill import Request
 from ptc_contracts.keys import content_id
 from ptc_worker.llm.protocol import Message, Prompt
+from ptc_worker.refinement import beginning
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Sequence
 
     from ptc_contracts.plan import PTCExecutionPlan
     from ptc_contracts.progress import Progress
+    from ptc_contracts.result import CodeArtifact
     from ptc_worker.drafting import Reading
 
 PLAN_MARK = re.compile(r"<plan-([0-9a-f]{16})>")
@@ -29,6 +31,11 @@ MAX_FILES_CHARS = 200_000
 
 MAX_ANSWER_CHARS = 60_000
 """Characters of an unreadable answer that are shown to its author again."""
+
+_CHANGES = (
+    "give every file that changes, whole. Files that you do not give stay as they are; "
+    '<delete path="…"/> alone on a line removes one.'
+)
 
 _TAG_LINE = re.compile(r"^(?=[ \t]*</?(?:file|delete|dispute)\b)", re.MULTILINE | re.IGNORECASE)
 """Where a line of plan text starts that looks like a tag of an answer."""
@@ -62,7 +69,8 @@ def build_prompt(plan: PTCExecutionPlan, progress: Progress, readings: Sequence[
     """Ask for the next draft, or, where this iteration has answers already, for what they lack.
 
     What stays the same comes first, so that providers can cache it: rules, plan, given tests. A first draft is asked
-    for from these alone, as is one that starts afresh, with the frozen tests; any other from the best draft so far.
+    for from these and the plan's initial files, as is one that starts afresh, with the frozen tests; any other from
+    the best draft so far.
     """
     mark = content_id(plan)
     parts = [_fenced("plan", mark, describe(plan))]
@@ -102,38 +110,70 @@ def _quoted(text: str) -> str:
 
 
 def _starting_point(plan: PTCExecutionPlan, progress: Progress, mark: str) -> list[str]:
-    """Show what a draft starts from: nothing, tests that stand, or the best draft and what is wrong with it."""
-    if progress.fresh and progress.frozen:
-        standing = [(f.file_path, f.content) for f in progress.frozen]
-        return [_fenced("tests", mark, _within_bounds(standing))]
+    """Show what a draft starts from: nothing, initial files, tests that stand, or the best draft and its findings."""
     if progress.fresh or progress.best is None:
-        return []
-    verdict, given = progress.best.verdict, {path.casefold() for path in plan.test_files}
-    shown = [f for f in progress.best.files if f.file_path.casefold() not in given]
-    concerned = sorted(shown, key=lambda file: file.file_path not in verdict.feedback)
+        return _beginning(plan, progress, mark)
+    verdict = progress.best.verdict
+    concerned = sorted(
+        _not_given(plan, progress.best.files), key=lambda file: file.file_path not in verdict.feedback
+    )
     return [
-        _fenced("draft", mark, _within_bounds([(f.file_path, f.content) for f in concerned])),
+        _fenced("draft", mark, _within_bounds(_texts(concerned))),
         _fenced("findings", mark, verdict.feedback),
     ]
+
+
+def _beginning(plan: PTCExecutionPlan, progress: Progress, mark: str) -> list[str]:
+    """Show the initial files and the tests that stand, or these alone.
+
+    First come the tests and what the plan speaks of, then the short files: where there is no room for all, what a tool
+    wrote does not push out the code.
+    """
+    files = beginning(plan, progress)
+    if not plan.initial_files:
+        return [_fenced("tests", mark, _within_bounds(_texts(files)))] if files else []
+    frozen, told = {file.file_path for file in progress.frozen or ()}, describe(plan)
+    concerned = sorted(
+        _not_given(plan, files),
+        key=lambda file: (file.file_path not in frozen, file.file_path not in told, len(file.content)),
+    )
+    return [_fenced("project", mark, _within_bounds(_texts(concerned)))]
+
+
+def _not_given(plan: PTCExecutionPlan, files: Iterable[CodeArtifact]) -> list[CodeArtifact]:
+    """Leave out what is shown as the plan's own tests."""
+    given = {path.casefold() for path in plan.test_files}
+    return [file for file in files if file.file_path.casefold() not in given]
+
+
+def _texts(files: Iterable[CodeArtifact]) -> list[tuple[str, str]]:
+    return [(file.file_path, file.content) for file in files]
 
 
 def _task(plan: PTCExecutionPlan, progress: Progress) -> str:
     told = [f"Attempt {progress.iteration}."]
     if progress.fresh:
+        told.append(f"Earlier attempts failed twice in the same way, so start afresh: {_anew(plan)}")
+    elif progress.best is not None:
         told.append(
-            "Earlier attempts failed twice in the same way, so start afresh: write the whole project anew."
+            f"The draft above is not right yet. State the cause in two or three lines, then {_CHANGES}"
         )
-    elif progress.best is None:
-        told.append("Write the whole project.")
+    elif plan.initial_files:
+        told.append(
+            "The project above stands as it is. Change it as the plan says, with tests of what changes: "
+            f"{_CHANGES}"
+        )
     else:
-        told.append(
-            "The draft above is not right yet. State the cause in two or three lines, then give every file that "
-            'changes, whole. Files that you do not give stay as they are; <delete path="…"/> alone on a line removes '
-            "one."
-        )
+        told.append("Write the whole project.")
     if not plan.enable_testing:
         told.append("The tests will not be run here; write them all the same.")
     return "\n".join([" ".join(told), *_standing_tests(plan, progress)])
+
+
+def _anew(plan: PTCExecutionPlan) -> str:
+    if not plan.initial_files:
+        return "write the whole project anew."
+    return f"the project above stands as it was before them. Change it as the plan says, in another way: {_CHANGES}"
 
 
 def _standing_tests(plan: PTCExecutionPlan, progress: Progress) -> list[str]:
@@ -177,8 +217,8 @@ def _follow_up(
 
 def _lacked(plan: PTCExecutionPlan, progress: Progress) -> list[str]:
     """Name the files of the plan that the draft to start from does not have."""
-    there = [] if progress.fresh or progress.best is None else progress.best.files
-    present = {file.file_path for file in there}
+    draft = None if progress.fresh else progress.best
+    present = {file.file_path for file in draft.files} if draft else plan.initial_files
     return [path for path in sorted(plan.scaffolding.file_structure or {}) if path not in present]
 
 
@@ -200,13 +240,16 @@ def _repair(problems: Sequence[str]) -> str:
 
 
 def _within_bounds(files: Iterable[tuple[str, str]]) -> str:
-    """List files until there are too many characters; the others by name."""
+    """List the files that there is room for, the first ones first; the others by name."""
     shown: list[tuple[str, str]] = []
     named: list[tuple[str, str]] = []
     left = MAX_FILES_CHARS
     for path, content in files:
+        if len(content) > left:
+            named.append((path, content))
+            continue
         left -= len(content)
-        (shown if left >= 0 else named).append((path, content))
+        shown.append((path, content))
     more = f"\nNot shown, for there is no room: {', '.join(path for path, _ in named)}" if named else ""
     return _listed(shown) + more
 

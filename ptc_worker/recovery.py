@@ -10,7 +10,7 @@ import structlog
 from redis.exceptions import RedisError
 
 from ptc_contracts import RunNotFoundError
-from ptc_contracts.runs import GRACE_MS
+from ptc_contracts.submitting import GRACE_MS
 from ptc_contracts.work import SWEEP_MS
 
 if TYPE_CHECKING:

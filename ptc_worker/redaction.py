@@ -38,6 +38,17 @@ class Redactor:
                 text = pattern.sub(replacement, text)
         return text
 
+    def parted(self, text: str) -> int:
+        """Tell how much of a text that still grows can be redacted by itself: whole lines that no secret goes beyond."""
+        lines = [form.count("\n") for form in self._forms if "\n" in form]
+        end = _line_starts(text, back=max(lines, default=0))
+        if (opened := _opened_at(text[:end])) is not None:
+            end = text.rfind("\n", 0, opened) + 1
+        if text[:end].rstrip()[-5:].lower() == "earer":
+            end = text.rfind("\n", 0, len(text[:end].rstrip())) + 1
+        whole = self.text(text[:end]) + self.text(text[end:]) == self.text(text)
+        return end if whole else 0
+
     def exact(self, text: str) -> str:
         """Replace configured secrets alone: for code, which may well describe what keys look like.
 
@@ -111,6 +122,20 @@ def _forms(secret: str) -> Iterator[str]:
     for escaped in (json.dumps(secret), json.dumps(secret, ensure_ascii=False), repr(secret)):
         yield escaped[1:-1]
     yield secret
+
+
+def _opened_at(text: str) -> int | None:
+    """Find where the last private key begins that has no end; None if each has one."""
+    begun = [found.start() for found in re.finditer(_PEM, text)] if "PRIVATE KEY-----" in text else []
+    return begun[-1] if begun and text.find("-----END ", begun[-1]) < 0 else None
+
+
+def _line_starts(text: str, back: int) -> int:
+    """Find where the last line of a text starts that has an end, or one so many lines before it."""
+    end = len(text) + 1
+    for _ in range(back + 1):
+        end = text.rfind("\n", 0, max(0, end - 1)) + 1
+    return end
 
 
 def _without(text: str, forms: Iterable[str]) -> str:

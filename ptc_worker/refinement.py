@@ -21,6 +21,7 @@ from ptc_worker.frozen import (
     is_part_of_tests,
     is_removal_of_tests,
     is_runners_own,
+    is_test_material,
 )
 from ptc_worker.javascript import node_tests
 
@@ -82,7 +83,7 @@ def merged(plan: PTCExecutionPlan, progress: Progress, answer: ParsedAnswer) -> 
     kept = [path for path in answer.deleted if is_removal_of_tests(path, [*given, *frozen])]
     discarded = [*protected, *(file for file in changed if _name(file.file_path) not in repairable)]
     taken = [file for file in answer.files if file not in discarded]
-    files = _overlaid(_start(progress), taken, [path for path in answer.deleted if path not in kept])
+    files = _overlaid(_start(plan, progress), taken, [path for path in answer.deleted if path not in kept])
     rejected = [file.file_path for file in discarded if file.content != plan.test_files.get(file.file_path)]
     repaired = [file for file in taken if _name(file.file_path) in repairable]
     return Merge(
@@ -93,12 +94,22 @@ def merged(plan: PTCExecutionPlan, progress: Progress, answer: ParsedAnswer) -> 
     )
 
 
-def _start(progress: Progress) -> list[CodeArtifact]:
+def _start(plan: PTCExecutionPlan, progress: Progress) -> list[CodeArtifact]:
     """Give what an answer is laid over; frozen tests stand in it as they are, whatever the draft was that is best."""
-    tests = [file for file in progress.frozen or () if is_part_of_tests(file)]
-    if progress.fresh:
-        return progress.frozen or []
-    return _overlaid(progress.best.files, tests) if progress.best else []
+    if progress.fresh or progress.best is None:
+        return beginning(plan, progress)
+    return _overlaid(progress.best.files, [file for file in progress.frozen or () if is_part_of_tests(file)])
+
+
+def beginning(plan: PTCExecutionPlan, progress: Progress) -> list[CodeArtifact]:
+    """Give what a draft begins with that does not go on from another: the plan's initial files, and the frozen tests.
+
+    Once tests are frozen, they are all there are: those that the first draft took away do not come back.
+    """
+    files = [artifact(path, content) for path, content in sorted(plan.initial_files.items())]
+    if progress.frozen is None:
+        return files
+    return _overlaid([file for file in files if not is_test_material(file.file_path)], progress.frozen)
 
 
 def _repair_in(

@@ -106,12 +106,14 @@ class WorkerSettings(BaseSettings):
     """US dollars a million tokens of a model count against these limits when its price is not known."""
     ptc_response_cache_ttl: int = Field(default=3600, ge=0)
     """Seconds a model's answer is kept for the very same prompt of any run; 0 keeps none."""
+    ptc_stream_output: bool = True
+    """Whether those who follow a run see what models write while they write it; else only how much."""
     ptc_record: Path | None = None
     """A folder that gets what models were asked and answered, redacted, in the form that `ptc-replay` plays."""
-    ptc_sandbox: Literal["local"] = "local"
-    """Where tests run."""
-    ptc_sandbox_concurrency: int = Field(default_factory=lambda: os.cpu_count() or 1, ge=1)
-    """Most sandboxes at a time in one worker; the number of cores unless set."""
+    ptc_sandbox: Literal["local", "daytona", "docker", "e2b"] | None = None
+    """Where tests run: `local`, `daytona`, `docker` or `e2b`. Unless set, `daytona` when there is a key for it, else `local`."""
+    ptc_sandbox_concurrency: int | None = Field(default=None, ge=1)
+    """Most sandboxes at a time in one worker; unless set the number of cores, or of stages where they are not local."""
     ptc_sandbox_memory_mb: int = Field(default=1024, ge=128)
     """Memory of one sandbox in MiB: all its processes and files together."""
     ptc_sandbox_disk_mb: int = Field(default=256, ge=16)
@@ -120,8 +122,38 @@ class WorkerSettings(BaseSettings):
     """What keeps generated code in; `auto` takes bubblewrap, or Landlock where namespaces are refused."""
     ptc_sandbox_allow_unisolated: bool = False
     """Whether generated code may run where nothing keeps it in: it can then do what the worker can."""
-    ptc_sandbox_pool: int = Field(default=2, ge=0)
-    """Sandboxes a worker prepares ahead, each used once; about 50 MiB of memory each."""
+    ptc_sandbox_pool: int | None = Field(default=None, ge=0)
+    """Sandboxes a worker prepares ahead, each used once; unless set 2 where they are local (50 MiB each), 0 where they cost."""
+    ptc_sandbox_start_timeout: float = Field(default=60.0, gt=0)
+    """Most seconds a sandbox that is not local may take until it can be used."""
+    daytona_api_key: SecretStr | None = None
+    """Key for Daytona; with it tests run there unless `PTC_SANDBOX` says otherwise."""
+    daytona_api_url: str = "https://app.daytona.io/api"
+    """Address of Daytona's API."""
+    daytona_target: str | None = None
+    """Region of Daytona's sandboxes; the account's own unless set."""
+    ptc_daytona_snapshot: str | None = None
+    """Snapshot that Daytona's sandboxes are made from; the one that `ptc-daytona-snapshot` registers unless set."""
+    ptc_daytona_image: str | None = None
+    """Image to make them from instead, such as `python:3.12-slim`; it is built when it is first used."""
+    ptc_daytona_network: Literal["block", "tier"] = "block"
+    """Whether tests at Daytona have no network (`block`), or what the account's tier allows (`tier`)."""
+    docker_host: str | None = None
+    """Address of the Docker engine, such as `unix:///run/docker.sock`; the local one unless set."""
+    ptc_docker_image: str = "python:3.12-slim"
+    """Image that Docker's sandboxes are made from: any with Python 3.11 or newer."""
+    ptc_docker_runtime: str | None = None
+    """Runtime for them that the engine knows, such as `runsc`; its default unless set."""
+    e2b_api_key: SecretStr | None = None
+    """Key for E2B."""
+    e2b_domain: str = "e2b.app"
+    """Domain of E2B's services."""
+    e2b_api_url: str | None = None
+    """Address of E2B's API where it is not below its domain: one's own E2B."""
+    e2b_sandbox_url: str | None = None
+    """Address under which all its sandboxes are reached where that is not below its domain."""
+    ptc_e2b_template: str = "base"
+    """Template that E2B's sandboxes are made from: any with Python 3.11 or newer."""
     ptc_test_timeout: float = Field(default=120.0, gt=0)
     """Most seconds one run of the tests may take; the plan's deadline bounds it too."""
     ptc_allowed_dependencies: Annotated[frozenset[str] | None, NoDecode] = None
@@ -139,8 +171,6 @@ class WorkerSettings(BaseSettings):
     """Times a stage is begun without progress before its run is given up: each time its worker died or fell silent."""
     ptc_shutdown_grace: float = Field(default=20.0, ge=0, le=86_400)
     """Seconds a worker that is told to end (SIGTERM) lets its work finish; what has not by then is handed back."""
-    daytona_api_url: str | None = None
-    """Address of Daytona, which is not used yet; the outdated one that many have draws a warning."""
     ptc_log_level: Literal["debug", "info", "warning", "error", "critical"] = "info"
     """The least severe log lines that are shown."""
 
@@ -173,6 +203,24 @@ class WorkerSettings(BaseSettings):
     @classmethod
     def _lower(cls, value: object) -> object:
         return value.lower() if isinstance(value, str) else value
+
+    @property
+    def sandbox(self) -> str:
+        """The kind of sandbox that is used."""
+        return self.ptc_sandbox or ("daytona" if self.daytona_api_key else "local")
+
+    @property
+    def sandboxes_at_once(self) -> int:
+        """Most sandboxes at a time in this process."""
+        others = os.cpu_count() or 1 if self.sandbox == "local" else self.max_concurrent_executions
+        return self.ptc_sandbox_concurrency or others
+
+    @property
+    def sandboxes_ahead(self) -> int:
+        """Sandboxes to prepare ahead."""
+        if self.ptc_sandbox_pool is not None:
+            return self.ptc_sandbox_pool
+        return 2 if self.sandbox == "local" else 0
 
     @classmethod
     def read(cls) -> WorkerSettings:

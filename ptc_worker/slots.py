@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 import time
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, TypeVar
 
 import structlog
@@ -13,7 +12,7 @@ from ptc_worker.once import once
 from ptc_worker.sandbox.protocol import IsolationRefusedError, SandboxError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from ptc_worker.halt import Halt
     from ptc_worker.settings import WorkerSettings
@@ -23,7 +22,6 @@ log = structlog.get_logger(__name__)
 T = TypeVar("T")
 
 _SANDBOX_TRIES = 2
-_LOOK_SECONDS = 0.2
 
 
 def in_a_slot(settings: WorkerSettings, deadline: float, halt: Halt, run: Callable[[float], T]) -> T:
@@ -36,7 +34,7 @@ def in_a_slot(settings: WorkerSettings, deadline: float, halt: Halt, run: Callab
         TimeoutError: the deadline, by `time.monotonic()`, passed before.
         HaltedError: the work must stop.
     """
-    with _slot(settings.ptc_sandbox_concurrency, deadline, halt):
+    with halt.taking(_slots(settings.sandboxes_at_once), deadline, "no sandbox was free in time"):
         for attempt in range(1, _SANDBOX_TRIES + 1):
             left = deadline - time.monotonic()
             if left <= 0:
@@ -53,20 +51,7 @@ def in_a_slot(settings: WorkerSettings, deadline: float, halt: Halt, run: Callab
     raise AssertionError("the loop returns or raises")  # pragma: no cover
 
 
-@contextmanager
-def _slot(number: int, deadline: float, halt: Halt) -> Iterator[None]:
-    """Bound the sandboxes of this process: tests want a core each, model calls do not."""
-    halt.check()
-    while not _slots(number).acquire(timeout=max(0.0, min(_LOOK_SECONDS, deadline - time.monotonic()))):
-        halt.check()
-        if time.monotonic() >= deadline:
-            raise TimeoutError("no sandbox was free in time")
-    try:
-        yield
-    finally:
-        _slots(number).release()
-
-
 @once
 def _slots(number: int) -> threading.BoundedSemaphore:
+    """Bound the sandboxes of this process: tests want a core each, model calls do not."""
     return threading.BoundedSemaphore(number)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from redis.exceptions import RedisError
 
 from ptc_contracts import ExecutionStatus
+from ptc_contracts.bill import ANSWERED
 from ptc_contracts.progress import Progress, StopReason
 from ptc_contracts.stages import Stage
 from ptc_contracts.verdicts import Outcome
@@ -38,6 +39,8 @@ def examined(run: Run, progress: Progress, verdict: Verdict, files: list[CodeArt
 def out_of_time(run: Run) -> End:
     """End a run whose time is over, with the best files so far; say what its models made of it."""
     message = f"timeout_seconds={run.plan.timeout_seconds} ran out in {run.stage.value}"
+    if run.waited_for:
+        message += f" (it had waited: {run.waited_for})"
     if failed := _failed_calls(run):
         message += f" (model calls that failed: {failed})"
     return End(status=ExecutionStatus.TIMEOUT, reason=StopReason.TIMEOUT, message=message)
@@ -49,6 +52,6 @@ def _failed_calls(run: Run) -> str:
         return ""
     with suppress(RedisError):  # the message is good without them
         calls = [call for call in store().calls(run) if call.iteration == run.progress.iteration]
-        failed = Counter(f"{c.provider} {c.outcome}" for c in calls if c.outcome not in {"ok", "truncated"})
+        failed = Counter(f"{c.provider} {c.outcome}" for c in calls if c.outcome not in ANSWERED)
         return ", ".join(f"{number} x {what}" for what, number in sorted(failed.items()))
     return ""

@@ -24,11 +24,12 @@ from ptc_contracts.progress import StopReason
 from ptc_contracts.record import CANCELLED, EXPIRED
 from ptc_contracts.run import LeaseLostError, NotOurs, Run
 from ptc_contracts.stages import Stage
-from ptc_worker.app import app, leases, redactor, send, settings, store
+from ptc_worker import announcing
+from ptc_worker.app import app, leases, publisher, redactor, send, settings, store
 from ptc_worker.asking import forget_answers
+from ptc_worker.busy import BusyError
 from ptc_worker.generating import write_draft
 from ptc_worker.halt import HaltedError, Why
-from ptc_worker.llm.calls import BusyError
 from ptc_worker.outages import through_outages
 from ptc_worker.quarantine import quarantined
 from ptc_worker.redaction import redact_progress
@@ -41,10 +42,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from ptc_contracts import PTCArtifactResult
+    from ptc_contracts.events import Addition
     from ptc_contracts.progress import Progress
     from ptc_worker.leases import Hold
 
 log = structlog.get_logger(__name__)
+
+_REASON_CHARS = 500
+"""Most of what is kept of why a run waits."""
 
 _CANCELLED = End(status=ExecutionStatus.FAILURE, reason=StopReason.CANCELLED, message=CANCELLED)
 
@@ -92,7 +97,12 @@ def _work(run_id: str, sending: int, stage: Stage, step: Callable[[Hold], Step])
             raise Ignore
         return Ended(run.result)
     context = {"run": run_id, "key": run.key, "stage": stage.value, "iteration": run.progress.iteration}
-    with structlog.contextvars.bound_contextvars(**context), leases().holding(run) as hold:
+    with (
+        structlog.contextvars.bound_contextvars(**context),
+        publisher().reporting(run) as report,
+        leases().holding(run, report) as hold,
+    ):
+        announcing.stage_begun(report)
         ended = _held(hold, step)
     if ended is None:
         raise Ignore
@@ -118,13 +128,11 @@ def _held(hold: Hold, step: Callable[[Hold], Step]) -> Ended | None:
     """Do the stage of a run that is ours; None if it goes on elsewhere."""
     try:
         try:
-            return _finish(hold.run, *_guarded(step, hold))
+            return _finish(hold, *_guarded(step, hold))
         except HaltedError as halted:
-            return _halted(hold.run, halted.why)
+            return _halted(hold, halted.why)
         except BusyError as busy:
-            log.info("run_deferred", seconds=round(busy.seconds, 1), reason=str(busy))
-            seconds = busy.seconds
-            return through_outages(lambda: store().defer(hold.run, seconds))
+            _deferred(hold, busy.seconds, redactor().text(str(busy))[:_REASON_CHARS])
     except LeaseLostError:
         log.warning("run_left_to_another_worker")
     except RedisError as error:
@@ -134,20 +142,22 @@ def _held(hold: Hold, step: Callable[[Hold], Step]) -> Ended | None:
     return None
 
 
-def _finish(run: Run, progress: Progress, follows: Stage | End) -> Ended | None:
+def _finish(hold: Hold, progress: Progress, follows: Stage | End) -> Ended | None:
     """End the run, or hand it over: the task id is kept, so that one `AsyncResult` follows it to its end."""
-    if isinstance(follows, Stage):
-        try:
-            owed = through_outages(lambda: store().hand_over(run, follows, progress))
-        except PayloadTooLargeError as error:
-            return _end(run, run.progress, _misconfigured(str(error)))
-        send(owed)
-        log.info("run_handed_over", to=follows.value, iteration=progress.iteration)
-        return None
-    return _end(run, progress, follows)
+    if isinstance(follows, End):
+        return _end(hold, progress, follows)
+    told = announcing.stage_over(hold.report, progress, follows)
+    try:
+        owed = through_outages(lambda: store().hand_over(hold.run, follows, progress, told))
+    except PayloadTooLargeError as error:
+        return _end(hold, hold.run.progress, _misconfigured(str(error)), told)
+    send(owed)
+    log.info("run_handed_over", to=follows.value, iteration=progress.iteration)
+    return None
 
 
-def _end(run: Run, progress: Progress, end: End) -> Ended:
+def _end(hold: Hold, progress: Progress, end: End, told: Addition | None = None) -> Ended:
+    run, last = hold.run, told or announcing.stage_over(hold.report, progress, end)
     if end.reason in UNWANTED:
         forget_answers(run)
     result = through_outages(
@@ -158,20 +168,29 @@ def _end(run: Run, progress: Progress, end: End) -> Ended:
             error_message=redactor().text(end.message) if end.message else None,
             stop_reason=end.reason,
             given_up=end.given_up,
+            told=last,
         )
     )
     log.info("run_ended", status=result.status.value, seconds=round(result.duration_seconds, 2))
     return Ended(result)
 
 
-def _halted(run: Run, why: Why) -> Ended | None:
+def _halted(hold: Hold, why: Why) -> Ended | None:
     """Leave a run whose work was stopped: end it, or give it to another worker."""
     log.warning("run_halted", why=why.value)
     if why is Why.CANCELLED:
-        return _end(run, run.progress, _CANCELLED)
+        return _end(hold, hold.run.progress, _CANCELLED)
     if why is Why.SHUTDOWN:
-        send(store().hand_back(run))
+        send(store().hand_back(hold.run, announcing.handed_back(hold.report)))
     return None
+
+
+def _deferred(hold: Hold, seconds: float, why: str) -> None:
+    """Let a run wait in its queue; that is told once, however often it comes and goes."""
+    tell = log.debug if hold.run.waited_for else log.info
+    tell("run_deferred", seconds=round(seconds, 1), reason=why)
+    told = announcing.deferred(hold.report, seconds, why)
+    through_outages(lambda: store().defer(hold.run, seconds, why, told))
 
 
 def _guarded(step: Callable[[Hold], Step], hold: Hold) -> Step:

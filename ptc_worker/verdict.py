@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import hmac
-import json
 import re
 from collections import Counter
 from dataclasses import dataclass, field
 from functools import cached_property
-from hashlib import blake2b
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from ptc_contracts.result import TestResult
@@ -17,6 +15,8 @@ from ptc_worker.expected import Expected, without_parameters
 from ptc_worker.failures import Failure, grouped, last_lines, normalised, signature_of
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from ptc_worker.sandbox.protocol import ExecResult
 
 EXIT_INTERRUPTED, EXIT_INTERNAL, EXIT_USAGE, EXIT_NO_TESTS = 2, 3, 4, 5
@@ -33,7 +33,10 @@ FEEDBACK_TESTS = 8
 FEEDBACK_CHARS = 6_000
 """Bounds on what a model is told of a red run: the first failures say most, and context is not free."""
 COMPARED_FAILURES = 50
-"""Failures whose causes are compared; it takes milliseconds each. Of more only the names count."""
+"""Failures, and suspicions, whose texts are compared; it takes milliseconds each. Of more only the names count."""
+COMPARED_TEXTS = 4
+COMPARED_CHARS = 25_000
+"""Bounds on what of one failure is compared: what its phases reported, and the first of its subtests."""
 _BETWEEN = 2
 _CUT_CHARS = 80
 """Characters between two blocks, and of the words that say how much was cut out of one."""
@@ -63,24 +66,8 @@ class EventLog:
     exit_code: int | None = None
     """pytest's own exit code; None if the run never came to its end."""
 
-    @classmethod
-    def parse(cls, raw: bytes, key: bytes) -> EventLog:
-        """Read a log up to its first line that does not hold; a last line that is cut is a crash, no forgery."""
-        log, chain = cls(), blake2b(key=key, digest_size=16)
-        for line in raw.split(b"\n")[:-1]:
-            claimed, _, text = line.partition(b" ")
-            chain.update(text)
-            if not hmac.compare_digest(chain.hexdigest().encode(), claimed) or log.exit_code is not None:
-                log.meddling.append("the test report was written to, cut or exchanged")
-                break
-            try:
-                log._take({name: _clean(value) for name, value in json.loads(text).items()})
-            except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-                log.meddling.append("the test report cannot be read")
-                break
-        return log
-
-    def _take(self, event: dict[str, Any]) -> None:
+    def take(self, event: dict[str, Any]) -> None:
+        """Add an event."""
         match event["event"]:
             case "collected":
                 self._collect(event["id"], event["file"], event["line"])
@@ -127,10 +114,9 @@ class EventLog:
             return "hidden"
         return "xpassed" if xfail else "passed"
 
-
-def _clean(value: Any) -> Any:  # noqa: ANN401 any JSON value
-    """Replace what cannot be written as UTF-8 again: a test can raise any text."""
-    return value.encode(errors="replace").decode() if isinstance(value, str) else value
+    def seconds_of(self, test: str) -> float:
+        """Return how long all phases of a test took."""
+        return float(sum(report["seconds"] for report in self.phases[test]))
 
 
 def judge(
@@ -203,13 +189,21 @@ class _Facts:
 
     @cached_property
     def failures(self) -> list[Failure]:
-        """What failed, in the order of collection, files that cannot be collected first."""
-        found = [(error["id"] or "collection", "", error["text"]) for error in self.log.collect_errors]
-        for test, became in self.outcomes.items():
-            if became in {"failed", "error"}:
-                texts = [report["text"] for report in self.log.phases[test] if report["text"]]
-                found.append((test, became, "\n".join(texts)))
-        return [Failure(name, became, self.relative(text)) for name, became, text in found]
+        """What failed, in the order of collection, files that cannot be collected first; with texts as far as they count."""
+        found = [(error["id"] or "collection", "", [error]) for error in self.log.collect_errors]
+        found += [
+            (test, became, self.log.phases[test])
+            for test, became in self.outcomes.items()
+            if became in {"failed", "error"}
+        ]
+        compared = [
+            Failure(name, became, self._text(reports)) for name, became, reports in found[:COMPARED_FAILURES]
+        ]
+        return [*compared, *(Failure(name, became, "") for name, became, _ in found[COMPARED_FAILURES:])]
+
+    def _text(self, reports: Iterable[dict[str, Any]]) -> str:
+        told = islice((report["text"] for report in reports if report["text"]), COMPARED_TEXTS)
+        return self.relative(shortened("\n".join(told), COMPARED_CHARS))
 
     @property
     def unfinished(self) -> list[str]:
@@ -303,7 +297,7 @@ def _told(facts: _Facts) -> list[dict[str, Any]]:
         {
             "id": shortened(test, KEPT_ID_CHARS),
             "outcome": became,
-            "seconds": round(sum(report["seconds"] for report in facts.log.phases[test]), 4),
+            "seconds": round(facts.log.seconds_of(test), 4),
         }
         for test, became in (facts.outcomes.items() if len(order) <= KEPT_TESTS else order[:KEPT_TESTS])
     ]
@@ -352,7 +346,8 @@ def _signature(facts: _Facts) -> str:
     """Name the failure: by all that failed, the test that was running, what is suspicious, or what was printed last."""
     causes = [failure.fingerprint for failure in facts.failures[:COMPARED_FAILURES]]
     causes += [failure.name for failure in facts.failures[COMPARED_FAILURES:]]
-    causes += [normalised(facts.relative(text)) for text in facts.suspicions]
+    causes += [normalised(facts.relative(text)) for text in facts.suspicions[:COMPARED_FAILURES]]
+    causes += facts.suspicions[COMPARED_FAILURES:]
     causes += [*facts.unfinished[:1], *facts.left_out]
     if not causes:
         causes = ["\n".join(normalised(line) for line in last_lines(facts.last_output))]

@@ -6,13 +6,14 @@ import asyncio
 import time
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 from uuid import uuid4
 
 import stamina
 import structlog
 
 from ptc_contracts.bill import ModelCall, Request
+from ptc_worker.busy import BusyError
 from ptc_worker.llm.billing import Begun
 from ptc_worker.llm.budget import Budget
 from ptc_worker.llm.errors import ModelError, TransientError, UnsendableError
@@ -50,16 +51,17 @@ class OverBudgetError(Exception):
     """No provider's answer fits into what may be spent; the message has the figures."""
 
 
-class BusyError(Exception):
-    """Nobody can be asked for a while that is longer than a worker's slot should be held."""
+class Listener(Protocol):
+    """Hears of calls as they go; what it does takes no time, and raises nothing."""
 
-    def __init__(self, seconds: float, message: str) -> None:
-        super().__init__(seconds, message)
-        self.seconds = seconds
-        """After which it is worth asking again; before the deadline."""
+    def asked(self, provider: Provider, request: Request) -> None:
+        """Hear that a provider is asked."""
 
-    def __str__(self) -> str:
-        return str(self.args[1])
+    def wrote(self, text: str) -> None:
+        """Hear what it writes, piece by piece; an empty piece is a thought."""
+
+    def billed(self, call: ModelCall) -> None:
+        """Hear how a call ended, the response cache's answers among them."""
 
 
 @dataclass(kw_only=True)
@@ -80,6 +82,8 @@ class Caller:
     responses: Responses | None = None
     """The response cache; None where it is switched off or the plan wants no cache."""
     budget: Budget = field(default_factory=Budget)
+    listener: Listener | None = None
+    """Who wants to hear of the calls."""
     calls: list[ModelCall] = field(default_factory=list)
     """Every call, billed or not, failed and abandoned ones included."""
     _in_hand: Answer | None = field(default=None, init=False)
@@ -132,9 +136,13 @@ class Caller:
         """Ask a provider; return its answer, and whether the budget allowed it less than the usual length."""
         await self._sure_to_pay()
         tally = Tally(model=provider.model)
+        if self.listener:
+            tally.wrote = self.listener.wrote
         async with self._admitted(provider, prompt, tally) as max_output_tokens:
             await self._sure_to_pay()
             call, outcome = self._begun(provider), "abandoned"
+            if self.listener:
+                self.listener.asked(provider, self.request)
             try:
                 asking = provider.ask(prompt, tally, max_output_tokens)
                 reply = await unless_silent(asking, tally, patience.silence)
@@ -182,6 +190,8 @@ class Caller:
 
     def _bill(self, row: ModelCall) -> None:
         self.calls.append(row)
+        if self.listener:
+            self.listener.billed(row)
         log.info(
             "model_called",
             provider=row.provider,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import httpx2
@@ -10,6 +12,10 @@ import openai
 
 from ptc_worker.llm.errors import TransientError, UnavailableError, from_answer, in_our_terms
 from ptc_worker.llm.protocol import Reply
+
+# openai looks into it where it is there, and does not wait for another thread that is just importing it
+with suppress(ImportError):
+    import_module("httpx")
 
 if TYPE_CHECKING:
     from openai.types import CompletionUsage

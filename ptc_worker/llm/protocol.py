@@ -72,6 +72,8 @@ class Tally:
     """The answer so far."""
     heard: Callable[[], None] = lambda: None
     """Called with each piece of text or reasoning."""
+    wrote: Callable[[str], None] = lambda _: None
+    """Called with each piece of text; with an empty one for reasoning."""
 
     @property
     def used_tokens(self) -> int:
@@ -87,11 +89,13 @@ class Tally:
         """Add a piece of the answer."""
         self.text.append(text)
         self.heard()
+        self.wrote(text)
 
     def think(self, thought: str) -> None:
         """Add a piece of reasoning."""
         self.thought_bytes += _bytes_of(thought)
         self.heard()
+        self.wrote("")
 
 
 def _bytes_of(text: str) -> int:

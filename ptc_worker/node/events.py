@@ -1,24 +1,25 @@
-"""What the probe in Node's process tells, and what that proves; put into the words of every other test run."""
+"""What the logs of Node's processes prove; put into the words of every other test run."""
 
 from __future__ import annotations
 
-import hmac
-import json
 import re
 from collections import Counter
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 from ptc_worker.expected import Expected, without_parameters
+from ptc_worker.node.eventlog import FreeNames, seconds_of, title
+from ptc_worker.reported import bounded_id
 from ptc_worker.sandbox.protocol import ExecResult
 from ptc_worker.verdict import EventLog
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Sequence
+    from collections.abc import Collection, Sequence
 
     from ptc_worker.javascript import DefinedTest, NodeTests
+    from ptc_worker.node.eventlog import Known, NodeLog
 
-_OURS = re.compile(r"^\s+at .*(\bnode:[\w/]+:\d|\bnode_probe\.cjs:).*\n?", re.MULTILINE)
+_OURS = re.compile(r"^[^\S\n]+at .*(\bnode:[\w/]+:\d|\bnode_probe\.cjs:).*\n?", re.MULTILINE)
 _OUR_PLACE = re.compile(rb"^test at .*node_probe\.cjs:.*\n", re.MULTILINE)
 """Where the runner believes every test to stand."""
 _UNFINISHED = (
@@ -27,41 +28,6 @@ _UNFINISHED = (
 )
 _KEPT_ALIVE = "All its tests had ended, and its process had not: close servers, sockets, timers and workers in `after` hooks."
 _NO_TEST = "It is named like a test file, and registers no test with node:test."
-
-
-@dataclass
-class NodeLog:
-    """The events of one test file's process, as far as they can be trusted."""
-
-    events: list[dict[str, Any]] = field(default_factory=list)
-    meddling: list[str] = field(default_factory=list)
-
-    @classmethod
-    def parse(cls, raw: bytes, key: bytes) -> NodeLog:
-        """Read events up to the first line that does not hold; a last line that is cut is a crash, no forgery."""
-        log, chain = cls(), b""
-        for line in raw.split(b"\n")[:-1]:
-            claimed, _, text = line.partition(b" ")
-            chain = hmac.new(key, chain + text, "sha256").hexdigest().encode()
-            if not hmac.compare_digest(chain, claimed) or log.ended:
-                log.meddling.append("the test report was written to, cut or exchanged")
-                break
-            log.events.append(json.loads(text.decode(errors="replace")))
-        return log
-
-    def of(self, kind: str) -> list[dict[str, Any]]:
-        """Return the events of a kind."""
-        return [event for event in self.events if event["event"] == kind]
-
-    @property
-    def ended(self) -> bool:
-        """Whether the process told of its end."""
-        return bool(self.of("end"))
-
-    @property
-    def natural(self) -> bool:
-        """Whether it ended because nothing was left to do, and not by its own word."""
-        return any(event["natural"] for event in self.of("end"))
 
 
 @dataclass
@@ -75,6 +41,7 @@ class Account:
     runs: list[ExecResult] = field(default_factory=list)
     whole: bool = True
     """Whether every file's process came to its end by itself."""
+    _names: FreeNames = field(default_factory=FreeNames)
 
     def trust(self, given: Collection[str], tests: NodeTests) -> None:
         """Let the tests that no model wrote be left out as they say; at least one of them must run."""
@@ -82,7 +49,9 @@ class Account:
         self.expected.conditional.update(self.expected.given)
 
     def take(self, path: str, ran: ExecResult, told: NodeLog, defined: Sequence[DefinedTest]) -> None:
-        """Add the run of one file."""
+        """Add the run of one file; its process may have taken its code back after it was told."""
+        code = next((event["code"] for event in told.of("end")), 0)
+        ran = replace(ran, exit_code=ran.exit_code or code)
         self.runs.append(ran)
         self.whole = self.whole and told.natural
         self.log.meddling += [*told.meddling, *(event["text"] for event in told.of("meddled"))]
@@ -96,7 +65,7 @@ class Account:
         for event in told.of("exit_called"):
             self._fail(f"{path}::(process.exit)", self._told(event["text"]))
         for event in told.of("error"):
-            self._fail(f"{path}::{_title(event['name'])}", self._told(event["text"]))
+            self._fail(f"{path}::{title(event['name'])}", self._told(event["text"]))
         registered = self._take_tests(path, ran, told)
         if (
             ran.timed_out
@@ -105,9 +74,9 @@ class Account:
         ):
             self.log.collect_errors.append({"id": path, "text": _KEPT_ALIVE})
         for event in told.of("suite_left_out"):
-            self._left_out(f"{path}::{_title(event['name'])}")
+            self._left_out(f"{path}::{title(event['name'])}")
         self.expected.conditional.update(
-            without_parameters(f"{path}::{' > '.join(test.names)}") for test in defined if test.conditional
+            without_parameters(f"{path}::{title(_name(test))}") for test in defined if test.conditional
         )
         if told.natural and imported and ran.exit_code == 0:
             self._compare(path, registered, told, defined)
@@ -133,25 +102,23 @@ class Account:
         )
 
     def _take_tests(self, path: str, ran: ExecResult, told: NodeLog) -> Counter[tuple[str, str | None]]:
-        facts: dict[int, dict[str, dict[str, Any]]] = {}
-        for event in told.events:
-            if "id" in event:
-                facts.setdefault(event["id"], {})[event["event"]] = event
         registered: Counter[tuple[str, str | None]] = Counter()
-        for known in facts.values():
-            test = known["test"]
+        failed_run = told.natural and ran.exit_code != 0
+        blamed = _with_failed_parts(told)
+        for events in told.tests.values():
+            test = events["test"]
+            known = events if test["name"] not in blamed else {**events, "refused": {}}
             registered[test["name"], test["digest"]] += 1
-            failed_run = told.natural and ran.exit_code != 0
-            self._take_test(self._free(f"{path}::{_title(test['name'])}"), path, known, failed_run=failed_run)
+            self._take_test(self._free(f"{path}::{title(test['name'])}"), path, known, failed_run=failed_run)
         return registered
 
-    def _take_test(self, name: str, path: str, known: dict[str, dict[str, Any]], *, failed_run: bool) -> None:
+    def _take_test(self, name: str, path: str, known: Known, *, failed_run: bool) -> None:
         self.log.places[name] = (path, None)
         skip = known["test"]["skip"] or "skip" in known
         todo = known["test"]["todo"] or "todo" in known
-        seconds = (known.get("raised") or known.get("ran") or {}).get("seconds", 0.0)
-        if "raised" in known:
-            self._report(name, "failed", self._told(known["raised"]["text"]), seconds)
+        seconds = seconds_of(known)
+        if failure := known.get("raised") or known.get("refused"):
+            self._report(name, "failed", self._told(failure["text"]), seconds)
         elif skip or todo:
             self._report(name, "skipped", xfail=todo)
         elif "ran" in known:
@@ -174,7 +141,7 @@ class Account:
             self._fail(f"{path}::(no test)", _NO_TEST)
         names = Counter(name for name, _ in registered.elements())
         for test in defined:
-            name = "\0".join(test.names)
+            name = _name(test)
             if not names[name]:
                 self._doubt(path, name, "stands in its file, and was not registered")
             elif test.digest and not registered[name, test.digest]:
@@ -183,7 +150,7 @@ class Account:
             registered[name, test.digest] -= 1
 
     def _doubt(self, path: str, name: str, what: str) -> None:
-        self.expected.doubts.append(f"{path}::{_title(name)} {what}")
+        self.expected.doubts.append(f"{path}::{title(name)} {what}")
 
     def _fail(self, name: str, text: str) -> None:
         self._report(self._free(name), "failed", text)
@@ -200,7 +167,7 @@ class Account:
 
     def _free(self, name: str) -> str:
         """Tell tests of one name apart by number."""
-        return next(each for each in _numbered(name) if each not in self.log.phases)
+        return self._names.of(name)
 
     def _told(self, text: str) -> str:
         """Show paths as the project has them, and none of the lines that are Node's or the probe's own."""
@@ -208,13 +175,12 @@ class Account:
         return text.replace(f"file://{self.root}/", "").replace(f"{self.root}/", "").strip()
 
 
-def _numbered(name: str) -> Iterator[str]:
-    yield name
-    number = 2
-    while True:
-        yield f"{name} ({number})"
-        number += 1
+def _with_failed_parts(told: NodeLog) -> set[str]:
+    """Name the tests that the runner refuses for their parts, which are failed themselves."""
+    failed = (known for known in told.tests.values() if known.keys() & {"raised", "refused"})
+    return {known["test"]["name"].rpartition("\0")[0] for known in failed}
 
 
-def _title(name: str) -> str:
-    return name.encode(errors="replace").decode().replace("\0", " > ")
+def _name(test: DefinedTest) -> str:
+    """Give the name of a test as the log has it."""
+    return bounded_id("\0".join(test.names))

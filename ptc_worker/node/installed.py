@@ -18,10 +18,17 @@ if TYPE_CHECKING:
 OLDEST = (22, 18)
 """The first version that has what the probe needs (`module.registerHooks`) and runs TypeScript as it stands."""
 
-_TRANSFORM = "--experimental-transform-types"
+NEEDED = (
+    f"tests of JavaScript and TypeScript cannot be run here: they need Node {OLDEST[0]}.{OLDEST[1]} or newer"
+)
+"""What is said where there is none."""
+
+TRANSFORM = "--experimental-transform-types"
+"""What lets a Node that has it run all of TypeScript."""
+
 _ASK = (
     "JSON.stringify([process.versions.node, require('node:module').builtinModules, "
-    f"process.allowedNodeEnvironmentFlags.has('{_TRANSFORM}')])"
+    f"process.allowedNodeEnvironmentFlags.has('{TRANSFORM}')])"
 )
 _ASK_SECONDS = 30
 
@@ -57,14 +64,23 @@ def find_node() -> Node:
     for program, npm in _candidates():
         if (node := _asked(program, npm)) is None:
             continue
-        if tuple(map(int, node.version.split(".")[:2])) >= OLDEST:
+        if is_new_enough(node.version):
             return node
         seen.append(f"{program} is {node.version}")
-    oldest = ".".join(map(str, OLDEST))
     raise NodeMissingError(
-        f"tests of JavaScript and TypeScript cannot be run here: they need Node {oldest} or newer on the worker "
+        f"{NEEDED} on the worker "
         f"({'; '.join(seen) or 'there is none'}). Install it, or the worker's extra: pip install 'ptc-worker[node]'"
     )
+
+
+def is_new_enough(version: str) -> bool:
+    """Tell whether tests can be run with a Node of this version."""
+    return tuple(map(int, version.split(".")[:2])) >= OLDEST
+
+
+def start_options(*, transforms: bool) -> tuple[str, ...]:
+    """Name what a Node is to be started with, which knows `TRANSFORM` or does not."""
+    return ("--disable-warning=ExperimentalWarning", *((TRANSFORM,) if transforms else ()))
 
 
 def _candidates() -> Iterator[tuple[Path, Path | None]]:
@@ -96,7 +112,4 @@ def _asked(program: Path, npm: Path | None) -> Node | None:
         version, modules, transforms = json.loads(told.stdout)
     except (OSError, ValueError, subprocess.SubprocessError):
         return None
-    options = (_TRANSFORM,) if transforms else ()
-    return Node(
-        program, npm, version, frozenset(modules), ("--disable-warning=ExperimentalWarning", *options)
-    )
+    return Node(program, npm, version, frozenset(modules), start_options(transforms=transforms))

@@ -26,6 +26,10 @@ _RANGE = re.compile(r"[\w.*^~<>=| +-]{0,100}")
 _OPTIONS = ("--ignore-scripts", "--no-audit", "--no-fund", "--no-update-notifier", "--loglevel=error")
 
 
+_CPUS = {"x86_64": "x64", "aarch64": "arm64"}
+"""What npm calls the machines whose names differ."""
+
+
 @dataclass(frozen=True)
 class NodeNeeds:
     """The packages that a draft needs from npm's registry."""
@@ -115,16 +119,27 @@ class NodeAddition:
 
     def add(self, cache_dir: Path, folder: Path, deadline: float, halt: Halt) -> None:
         """Copy Node, and let npm install the packages; no script of theirs is run."""
-        home = folder / "node"
-        (home / "bin").mkdir(parents=True)
-        shutil.copy(self.node.program, home / "bin" / "node")
-        if not self.packages:
-            return
+        programs = folder / "node" / "bin"
+        programs.mkdir(parents=True)
+        shutil.copy(self.node.program, programs / "node")
+        if self.packages:
+            self.add_packages(cache_dir, folder, deadline, halt)
+
+    def add_packages(
+        self, cache_dir: Path, folder: Path, deadline: float, halt: Halt, machine: str = ""
+    ) -> None:
+        """Let npm install the packages without Node, where it must be for a machine of this kind."""
         if self.node.npm is None:
             raise InstallError(f"there is no npm beside {self.node.program} to install packages with")
+        home = folder / "node"
+        home.mkdir(parents=True, exist_ok=True)
         (home / "package.json").write_text(json.dumps({"private": True, "dependencies": dict(self.packages)}))
         run_installer(
-            [str(self.node.program), str(self.node.npm), "install", *_OPTIONS, "--prefix", str(home)],
+            [
+                *(str(self.node.program), str(self.node.npm), "install", *_OPTIONS),
+                *(_platform(machine) if machine else ()),
+                *("--prefix", str(home)),
+            ],
             {
                 "npm_config_cache": str(cache_dir / "npm"),
                 "npm_config_git": "/bin/false",  # what others depend on comes from the registry, too
@@ -134,3 +149,8 @@ class NodeAddition:
             deadline,
             halt,
         )
+
+
+def _platform(machine: str) -> tuple[str, ...]:
+    """Tell npm for which machine it chooses among packages of programs."""
+    return "--os=linux", f"--cpu={_CPUS.get(machine, machine)}"

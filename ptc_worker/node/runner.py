@@ -11,25 +11,28 @@ import structlog
 
 from ptc_contracts.verdicts import Outcome, Verdict
 from ptc_worker.dependencies import missing_verdict
-from ptc_worker.environments import environment
 from ptc_worker.failures import signature_of
 from ptc_worker.frozen import is_test_material
 from ptc_worker.javascript import is_javascript, node_tests, runner_script
-from ptc_worker.node.events import Account, NodeLog
+from ptc_worker.node.eventlog import NodeLogReader
+from ptc_worker.node.events import Account
 from ptc_worker.node.installed import NodeMissingError, find_node
 from ptc_worker.node.packages import NodeAddition, node_needs
-from ptc_worker.sandbox import open_sandbox
+from ptc_worker.sandbox import equipped
+from ptc_worker.sandbox.protocol import NOBODYS
 from ptc_worker.slots import in_a_slot
+from ptc_worker.telling import Teller, nobody
 from ptc_worker.verdict import judge
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
-    from pathlib import Path
+    from collections.abc import Callable, Collection, Sequence
 
     from ptc_contracts import CodeArtifact
     from ptc_worker.halt import Halt
-    from ptc_worker.sandbox.protocol import ExecResult, Sandbox
+    from ptc_worker.sandbox.protocol import ExecResult, Purpose, Sandbox
     from ptc_worker.settings import WorkerSettings
+    from ptc_worker.telling import Listener
+    from ptc_worker.verdict import EventLog
 
 log = structlog.get_logger(__name__)
 
@@ -51,16 +54,20 @@ def run_node_tests(
     plan_dependencies: Sequence[str] = (),
     *,
     given: Collection[str] = (),
+    purpose: Purpose = NOBODYS,
+    told: Listener = nobody,
 ) -> tuple[Verdict, str]:
     """Run a project's JavaScript and TypeScript tests for at most so many seconds; return verdict and isolation.
 
     The isolation is empty where nothing was run. A sandbox that fails is replaced once. `given` are the paths of
-    files that the plan gave: tests in them are left out as they say.
+    files that the plan gave: tests in them are left out as they say. `told` hears of each test as it ends, and of each
+    begin: a sandbox that is replaced begins again.
 
     Raises:
         NodeMissingError: they cannot be run here: there is no Node, or the plan asks for another runner.
         InstallError: the packages cannot be installed.
         SandboxError: no sandbox can be had.
+        BusyError: there is no room for one just now.
         TimeoutError: the time was over before the tests began.
         HaltedError: the work must stop; nothing of it is left behind.
     """
@@ -76,10 +83,12 @@ def run_node_tests(
     if needs.missing:
         return missing_verdict(needs.missing), ""
     deadline = time.monotonic() + seconds
-    with environment(settings, (), seconds, halt, NodeAddition(node, needs.packages)) as folder:
+    addition = NodeAddition(node, needs.packages)
+    with equipped(settings, (), seconds, halt, addition=addition, purpose=purpose) as open_sandbox:
 
         def run(left: float) -> tuple[Verdict, str]:
-            return _run_once(settings, files, folder, left, halt, given=given)
+            with open_sandbox() as box, halt.calling(box.stop):
+                return _run_in(box, files, left, given=given, told=told)
 
         return in_a_slot(settings, deadline, halt, run)
 
@@ -101,56 +110,67 @@ def _no_tests(files: Sequence[CodeArtifact], plan_dependencies: Sequence[str]) -
     )
 
 
-def _run_once(
-    settings: WorkerSettings,
-    files: Sequence[CodeArtifact],
-    folder: Path,
-    seconds: float,
-    halt: Halt,
-    *,
-    given: Collection[str],
+def _run_in(
+    box: Sandbox, files: Sequence[CodeArtifact], seconds: float, *, given: Collection[str], told: Listener
 ) -> tuple[Verdict, str]:
     deadline, tests = time.monotonic() + seconds, node_tests(files)
-    with open_sandbox(settings, folder) as box, halt.calling(box.stop):
-        box.write({f"project/{file.file_path}": file.content.encode(errors="replace") for file in files})
-        box.write({"home/.keep": b"", "tmp/.keep": b""})
-        _link_packages(box, folder)
-        account = Account(f"{box.root}/project")
-        account.trust(given, tests)
-        for path in sorted(tests.files):
-            left = deadline - time.monotonic()
-            key = secrets.token_bytes(32)
-            box.write({"ptc/key": key})
-            ran = _run_file(box, folder, path, max(left, 0.1))
-            account.take(path, ran, NodeLog.parse(ran.events, key), tests.files[path])
-            _look_after(box, files, given, account)
-            if ran.timed_out or ran.out_of_memory or ran.output_limited:
-                break
-        for path in tests.empty:
-            account.take_empty(path)
-        told = "node --test " + " ".join(sorted(tests.files))
-        verdict = judge(account.whole_run(), account.log, told, account.expected)
-        log.info("node_tests_ran", outcome=verdict.outcome.value, files=len(account.runs))
-        return verdict, box.isolation
+    drafted = {f"project/{file.file_path}": file.content.encode(errors="replace") for file in files}
+    box.write({**drafted, "home/.keep": b"", "tmp/.keep": b""})
+    _link_packages(box)
+    account = Account(f"{box.root}/project")
+    account.trust(given, tests)
+    teller = Teller(told, "node")
+    teller.begin(tests.count)
+    for path in sorted(tests.files):
+        left = deadline - time.monotonic()
+        key = secrets.token_bytes(32)
+        box.write({"ptc/key": key})
+        reader = NodeLogReader(path, key, teller)
+        ran = _run_file(box, path, max(left, 0.1), reader.feed)
+        account.take(path, ran, reader.log, tests.files[path])
+        _tell_rest(teller, account.log)
+        _look_after(box, files, given, account)
+        if ran.timed_out or ran.out_of_memory or ran.output_limited:
+            break
+    for path in tests.empty:
+        account.take_empty(path)
+    _tell_rest(teller, account.log)
+    shown = "node --test " + " ".join(sorted(tests.files))
+    verdict = judge(account.whole_run(), account.log, shown, account.expected)
+    log.info("node_tests_ran", outcome=verdict.outcome.value, files=len(account.runs))
+    return verdict, box.isolation
 
 
-def _link_packages(box: Sandbox, folder: Path) -> None:
+def _tell_rest(teller: Teller, events: EventLog) -> None:
+    """Tell what only the end of a file's process shows: tests that never ran to their end, and what failed beside them."""
+    for test in events.phases:
+        teller.end_as_in(events, test)
+    for error in events.collect_errors:
+        teller.end(error["id"], "error")
+
+
+def _link_packages(box: Sandbox) -> None:
     """Let the project find its packages where Node looks for them: in a folder above."""
-    if (modules := folder / "node" / "node_modules").exists():
-        command = ["/bin/ln", "-s", str(modules), "../node_modules"]
-        box.exec(command, env={}, cwd="project", timeout=10)
+    if modules := box.tools.node_modules:
+        box.exec(["/bin/ln", "-s", modules, "../node_modules"], env={}, cwd="project", timeout=10)
 
 
-def _run_file(box: Sandbox, folder: Path, path: str, seconds: float) -> ExecResult:
-    (site_packages,) = folder.glob("lib/python*/site-packages")
-    probe = site_packages / "ptc_inside" / "node_probe.cjs"
+def _run_file(box: Sandbox, path: str, seconds: float, heard: Callable[[bytes], None]) -> ExecResult:
+    tools = box.tools
     return box.exec(
         [
-            str(folder / "node" / "bin" / "node"),
-            *("--require", str(probe), "--test-reporter=spec", *find_node().options, path),
+            tools.node,
+            *(
+                "--require",
+                f"{tools.inside}/node_probe.cjs",
+                "--disable-sigusr1",
+                "--test-reporter=spec",
+                *tools.node_options,
+                path,
+            ),
         ],
         env={
-            "PATH": f"{folder}/node/bin:/usr/bin:/bin",
+            "PATH": tools.path,
             "HOME": f"{box.root}/home",
             "TMPDIR": f"{box.root}/tmp",  # noqa: S108 its own
             "USER": "sandbox",
@@ -162,6 +182,7 @@ def _run_file(box: Sandbox, folder: Path, path: str, seconds: float) -> ExecResu
         },
         cwd="project",
         timeout=seconds,
+        heard=heard,
     )
 
 
@@ -169,9 +190,13 @@ def _look_after(
     box: Sandbox, files: Sequence[CodeArtifact], given: Collection[str], account: Account
 ) -> None:
     """Find files that the test file which ran has changed: code, and what tests read. Others are yet to run with them."""
-    for file in files:
-        path = file.file_path
-        if path in given or is_javascript(path) or (is_test_material(path) and file.content.strip()):
-            content = file.content.encode(errors="replace")
-            if box.read(f"project/{file.file_path}", len(content) + 1) != content:
-                account.log.meddling.append(f"{file.file_path} was changed while the tests ran")
+    watched = {
+        f"project/{file.file_path}": file.content.encode(errors="replace")
+        for file in files
+        if file.file_path in given
+        or is_javascript(file.file_path)
+        or (is_test_material(file.file_path) and file.content.strip())
+    }
+    account.log.meddling += [
+        f"{path.removeprefix('project/')} was changed while the tests ran" for path in box.changed(watched)
+    ]

@@ -1,4 +1,4 @@
-"""The one asyncio loop of this process, on which all model calls of all its threads run."""
+"""The one asyncio loop of this process, on which all calls of others' services run, whichever thread makes them."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from ptc_worker.halt import HaltedError
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
+    from concurrent.futures import Future
 
     from ptc_worker.halt import Halt
 
@@ -22,13 +23,13 @@ log = structlog.get_logger(__name__)
 T = TypeVar("T")
 
 _END_SECONDS = 5.0
-"""Time an abandoned call has to close its connection and to bill itself."""
+"""Time an abandoned call has to close its connection, and a model's to bill itself."""
 
 
 @cache
 def _loop(_pid: int) -> asyncio.AbstractEventLoop:
     loop = asyncio.new_event_loop()
-    threading.Thread(target=loop.run_forever, name="ptc-model-calls", daemon=True).start()
+    threading.Thread(target=loop.run_forever, name="ptc-calls", daemon=True).start()
     return loop
 
 
@@ -49,8 +50,7 @@ def run_async(coroutine: Coroutine[Any, Any, T], halt: Halt) -> T:
     except HaltedError:
         coroutine.close()
         raise
-    with _starting:
-        loop = _loop(os.getpid())  # a forked child has no thread that runs its parent's loop
+    loop = _running()
     ended, woken = threading.Event(), threading.Event()
     task = asyncio.run_coroutine_threadsafe(_begun(coroutine, ended, woken), loop).result()
     try:
@@ -59,11 +59,21 @@ def run_async(coroutine: Coroutine[Any, Any, T], halt: Halt) -> T:
     except BaseException:
         loop.call_soon_threadsafe(task.cancel)
         if not ended.wait(_END_SECONDS):
-            log.warning("model_call_does_not_end")
+            log.warning("call_does_not_end")
         elif not task.cancelled() and task.exception() is None:
             return task.result()
         raise
     return task.result()
+
+
+def begin_async(coroutine: Coroutine[Any, Any, T]) -> Future[T]:
+    """Run a coroutine on the shared loop beside other work."""
+    return asyncio.run_coroutine_threadsafe(coroutine, _running())
+
+
+def _running() -> asyncio.AbstractEventLoop:
+    with _starting:
+        return _loop(os.getpid())  # a forked child has no thread that runs its parent's loop
 
 
 async def _begun(
