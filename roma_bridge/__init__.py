@@ -1,51 +1,25 @@
-"""The client: code that plans, such as ROMA, submits here and gets tested code back."""
+"""The client: code that plans, such as ROMA, submits here and gets tested code back.
 
-from ptc_contracts import (
-    ArtifactType,
-    CacheStrategy,
-    CodeArtifact,
-    ConfigurationError,
-    ExecutionStatus,
-    InvalidPlanError,
-    LLMProvider,
-    LLMUsage,
-    PayloadTooLargeError,
-    PTCArtifactResult,
-    PTCCacheManager,
-    PTCError,
-    PTCExecutionPlan,
-    RunNotFinishedError,
-    RunNotFoundError,
-    ScaffoldingSpec,
-    ServerUnavailableError,
-    TestResult,
-    UnreadableBlobError,
-)
-from ptc_contracts.run import Departure
-from roma_bridge.client import PTC, PlanHandle, submit_plan
+Its names are imported when the first of them is used: Pydantic and redis-py take a second, which `ptc-enqueue --help`
+and shell completion have not.
+"""
 
-__all__ = [
-    "PTC",
-    "ArtifactType",
-    "CacheStrategy",
-    "CodeArtifact",
-    "ConfigurationError",
-    "Departure",
-    "ExecutionStatus",
-    "InvalidPlanError",
-    "LLMProvider",
-    "LLMUsage",
-    "PTCArtifactResult",
-    "PTCCacheManager",
-    "PTCError",
-    "PTCExecutionPlan",
-    "PayloadTooLargeError",
-    "PlanHandle",
-    "RunNotFinishedError",
-    "RunNotFoundError",
-    "ScaffoldingSpec",
-    "ServerUnavailableError",
-    "TestResult",
-    "UnreadableBlobError",
-    "submit_plan",
-]
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from roma_bridge.surface import *  # noqa: F403 what it lists is the list
+
+
+def __getattr__(name: str) -> Any:  # noqa: ANN401 whatever is exported
+    if name == "__all__" or not name.startswith("_"):
+        surface = import_module("roma_bridge.surface")
+        if name == "__all__" or name in surface.__all__:
+            return getattr(surface, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *import_module("roma_bridge.surface").__all__]

@@ -1,51 +1,42 @@
-"""`submit_plan`: the plan goes in, a handle on its run comes back."""
+"""`submit_plan` and its kin: plans go in, handles on their runs come back."""
 
 from __future__ import annotations
 
-import codecs
-import time
+import asyncio
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cache
 from math import inf
 from typing import TYPE_CHECKING, Any
 
-from celery import Celery
-from kombu.exceptions import OperationalError
-from pydantic import ValidationError
-from pydantic_core import PydanticSerializationError
-from redis.exceptions import AuthenticationError, RedisError, ResponseError
-from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import TimeoutError as RedisTimeoutError
-
-from ptc_contracts import (
-    ExecutionStatus,
-    InvalidPlanError,
-    PTCArtifactResult,
-    PTCError,
-    PTCExecutionPlan,
-    RunNotFinishedError,
-    ServerUnavailableError,
-)
+from ptc_contracts import ConfigurationError, ExecutionStatus, PayloadTooLargeError, ServerUnavailableError
 from ptc_contracts.blobs import Blobs
-from ptc_contracts.keys import cache_key, digest
-from ptc_contracts.run import DeadRun, Departure, RunState, RunStatus, Submission
+from ptc_contracts.listing import list_runs as list_runs_of
+from ptc_contracts.run import RunState
 from ptc_contracts.runs import RunStore
 from ptc_contracts.settings import RedisSettings
-from ptc_contracts.stages import CELERY_SETTINGS, Stage, Unsent
-from roma_bridge.defaults import default_expires, read_expires, with_defaults
+from ptc_contracts.stages import CELERY_SETTINGS, Priority, Unsent
+from ptc_contracts.submitting import Offer
+from roma_bridge.arguments import require_run_id, require_timeout
+from roma_bridge.batch import Batch
+from roma_bridge.defaults import default_expires, read_expires
+from roma_bridge.handle import PlanHandle
+from roma_bridge.plans import numbered, read_plan, read_plans
+from roma_bridge.reaching import patience_within, reaching, unavailable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
-SLICE_SECONDS = 2.0
-"""How long `get` listens before it looks at the record: an announcement can be lost, the record cannot."""
+    from celery import Celery
+    from kombu import Producer
 
-_RETRY_PAUSE = 0.5
-_PATIENCE = (2.0, 1.0, 0.5, 0.25)
-"""Seconds that a server may take to answer: callers have timeouts of their own to keep."""
+    from ptc_contracts import PTCExecutionPlan
+    from ptc_contracts.run import DeadRun, Departure, RunPage, Submission
 
-_AWAY = (RedisConnectionError, RedisTimeoutError, OperationalError, OSError)
+    PlanLike = PTCExecutionPlan | Mapping[str, Any] | str
+
+_AT_ONCE = 50
+"""Plans that are submitted in one round trip: the server serves nobody else for 5 ms then."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +47,7 @@ class PTC:
     blobs: Blobs = field(default_factory=Blobs.from_environment, repr=False)
 
     def submit(
-        self, plan: PTCExecutionPlan | Mapping[str, Any] | str, *, expires: float | None = None
+        self, plan: PlanLike, *, priority: Priority | str | None = None, expires: float | None = None
     ) -> PlanHandle:
         """Submit a plan: a model, a dict or JSON.
 
@@ -65,22 +56,88 @@ class PTC:
 
         Args:
             plan: What to build.
+            priority: `high`, `normal` (unless given) or `low`: which place the run takes among those that nobody
+                has begun. Of several callers the one in the greatest hurry decides. A run that was begun goes
+                before all of them.
             expires: Seconds that the run may wait for its first start before it ends as TIMEOUT; `PTC_EXPIRES`
                 unless given, for ever where neither is. Of several callers the most patient one decides.
 
         Raises:
             InvalidPlanError: the plan breaks the contract; every field that does is named.
             PayloadTooLargeError: the plan is larger than `PTC_MAX_PAYLOAD_MB`.
-            ConfigurationError: a default from the environment does not fit the plan, or `expires` is no number of
-                seconds.
+            ConfigurationError: a default from the environment does not fit the plan, `expires` is no number of
+                seconds, or `priority` none of the three.
             ServerUnavailableError: Redis cannot be reached; nothing was submitted, or the next submission of
                 the same plan finds what was.
         """
-        checked = read_plan(plan)
-        patience = default_expires() if expires is None else read_expires("expires", expires)
-        with self._reaching():
-            submission = self.store.submit(checked, expires=patience)
-        return self._following(checked, submission)
+        offer = self._offer(read_plan(plan), priority, expires)
+        with reaching(self.settings):
+            ((_, submission),) = self.store.submit_all([offer])
+        return self._following(offer.plan, submission)
+
+    async def submit_async(
+        self, plan: PlanLike, *, priority: Priority | str | None = None, expires: float | None = None
+    ) -> PlanHandle:
+        """Submit a plan as `submit` does, in a thread: it takes milliseconds, and as long as Redis in an outage.
+
+        A task that is cancelled meanwhile may have submitted its plan.
+        """
+        return await asyncio.to_thread(self.submit, plan, priority=priority, expires=expires)
+
+    def submit_many(
+        self,
+        plans: Iterable[PlanLike],
+        *,
+        priority: Priority | str | None = None,
+        expires: float | None = None,
+    ) -> list[PlanHandle]:
+        """Submit many plans in a few round trips; every plan is read before the first one is submitted.
+
+        Raises:
+            InvalidPlanError: with a line for every field of every plan that breaks the contract, such as
+                `plans[3].max_iterations: …`.
+            PayloadTooLargeError, ConfigurationError: as `submit` does; nothing was submitted.
+            ServerUnavailableError: Redis cannot be reached any more. What was submitted goes on, and whoever
+                submits the same plans again finds it.
+        """
+        batch = self.submit_plans(plans, priority=priority, expires=expires)
+        if batch.interrupted:
+            raise batch.interrupted
+        return batch.handles
+
+    def submit_plans(
+        self,
+        plans: Iterable[PlanLike],
+        *,
+        priority: Priority | str | None = None,
+        expires: float | None = None,
+        timeout: float | None = None,
+    ) -> Batch:
+        """Submit many plans as `submit_many` does, to iterate over their results as they come.
+
+        An outage that comes half-way is raised by the iteration, after the results of what was submitted.
+
+        Raises:
+            InvalidPlanError, PayloadTooLargeError, ConfigurationError: as `submit_many` does.
+            ServerUnavailableError: Redis cannot be reached, and nothing was submitted.
+        """
+        require_timeout(timeout)
+        read = read_plans(plans)
+        offers = [self._offer(plan, priority, expires) for plan in read]
+        self._require_small(read)
+        batch = Batch(timeout=timeout)
+        try:
+            with reaching(self.settings):
+                for start in range(0, len(offers), _AT_ONCE):
+                    self._submit_together(offers[start : start + _AT_ONCE], batch.handles)
+        except ServerUnavailableError as error:
+            if not batch.handles:
+                raise
+            batch.interrupted = ServerUnavailableError(
+                f"{len(offers) - len(batch.handles)} of {len(offers)} plans may not have been submitted: {error}"
+            )
+        batch.handles[:] = _each_cost_once(batch.handles)
+        return batch
 
     def cancel(
         self, run_id: str, execution_id: str | None = None, *, force: bool = False
@@ -98,17 +155,69 @@ class PTC:
             RunNotFoundError: there is no such run, or no longer.
             ServerUnavailableError: Redis cannot be reached.
         """
-        with self._reaching():
+        require_run_id(run_id)
+        with reaching(self.settings):
             return self.store.cancel(run_id, execution_id, force=force)
 
-    def workers_answer(self, seconds: float = 1.0) -> bool:
-        """Ask all workers, and tell whether one answers within so many seconds.
+    def list_runs(
+        self,
+        *,
+        state: RunState | str | None = None,
+        key: str | None = None,
+        status: ExecutionStatus | str | None = None,
+        project: str | None = None,
+        limit: int = 50,
+        cursor: str | None = None,
+    ) -> RunPage:
+        """List runs, the newest first; those whose record has expired are not known any more.
+
+        Args:
+            state: Only those that are `queued` (the next stage has not begun), `running`, or `ended`.
+            key: Only those of plans with this cache key.
+            status: Only those that ended so, such as `SUCCESS`.
+            project: Only those whose plan has this `project_name`.
+            limit: The most runs of the page, 1000 at most.
+            cursor: Where the list goes on: the cursor of the page before.
+
+        Raises:
+            ValueError: an argument cannot be understood.
+            ServerUnavailableError: Redis cannot be reached.
+        """
+        with reaching(self.settings):
+            return list_runs_of(
+                self.store.redis,
+                state=RunState(state) if state else None,
+                key=key,
+                status=ExecutionStatus(status) if status else None,
+                project=project,
+                limit=limit,
+                cursor=cursor,
+            )
+
+    def served(self, seconds: float = 1.0) -> set[str]:
+        """Ask all workers, and name the queues that those serve which answer within so many seconds.
 
         Raises:
             ServerUnavailableError: Redis cannot be reached.
         """
-        with self._reaching():
-            return bool(self.app.control.ping(timeout=seconds))
+        from kombu.exceptions import OperationalError
+
+        try:
+            with reaching(self.settings):
+                answers = self.app.control.inspect(timeout=seconds).active_queues() or {}
+        except OperationalError as error:
+            raise unavailable(self.settings, error) from error
+        lists = (queues for queues in answers.values() if isinstance(queues, list))  # else an error
+        return {queue["name"] for queues in lists for queue in queues}
+
+    def ping(self) -> None:
+        """Make sure that the server answers.
+
+        Raises:
+            ServerUnavailableError: it does not.
+        """
+        with reaching(self.settings):
+            self.store.redis.ping()
 
     def dead(self) -> list[DeadRun]:
         """List the runs that were given up because their workers died or fell silent again and again.
@@ -116,7 +225,7 @@ class PTC:
         Raises:
             ServerUnavailableError: Redis cannot be reached.
         """
-        with self._reaching():
+        with reaching(self.settings):
             return self.store.dead()
 
     def revive(self, run_id: str) -> PlanHandle:
@@ -126,171 +235,87 @@ class PTC:
             RunNotFoundError: it is not in the list of the dead.
             ServerUnavailableError: Redis cannot be reached.
         """
-        with self._reaching():
+        require_run_id(run_id)
+        with reaching(self.settings):
             plan, submission = self.store.revive(run_id)
         return self._following(plan, submission)
 
     @property
     def store(self) -> RunStore:
         """The run records."""
-        return self.store_within(_PATIENCE[0])
+        return self.store_within(inf)
 
     def store_within(self, seconds: float) -> RunStore:
         """The run records, from a server that has at most about so many seconds to answer."""
-        patience = next((p for p in _PATIENCE if p <= seconds), _PATIENCE[-1])
-        return _store(self.settings, self.blobs, patience)
+        return _store(self.settings, self.blobs, patience_within(seconds))
 
     @property
     def app(self) -> Celery:
         """A Celery application that sends tasks, by name."""
         return _app(self.settings)
 
+    def _offer(self, plan: PTCExecutionPlan, priority: Priority | str | None, expires: float | None) -> Offer:
+        patience = default_expires() if expires is None else read_expires("expires", expires)
+        return Offer(plan, patience, _read_priority(priority))
+
+    def _require_small(self, plans: list[PTCExecutionPlan]) -> None:
+        for number, plan in enumerate(plans):
+            try:
+                self.store.form.small(plan)
+            except PayloadTooLargeError as error:
+                raise PayloadTooLargeError(numbered(number, str(error))) from None
+
+    def _submit_together(self, offers: list[Offer], handles: list[PlanHandle]) -> None:
+        """Submit a few plans at once, send their messages, and add their handles."""
+        became: dict[int, Submission] = {}
+        try:
+            for offer, submission in self.store.submit_all(offers):
+                became[id(offer)] = submission
+        finally:
+            self._publish([submission.unsent for submission in became.values() if submission.unsent])
+            handles += [self._handle(o.plan, became[id(o)]) for o in offers if id(o) in became]
+
     def _following(self, plan: PTCExecutionPlan, submission: Submission) -> PlanHandle:
         if submission.unsent:
-            self._publish(submission.unsent)
+            self._publish([submission.unsent])
+        return self._handle(plan, submission)
+
+    def _handle(self, plan: PTCExecutionPlan, submission: Submission) -> PlanHandle:
         return PlanHandle(
             ptc=self, plan=plan, run_id=submission.run_id, joined=submission.joined, _hit=submission.hit
         )
 
-    def _publish(self, owed: Unsent) -> None:
-        """Send a message; where it cannot be sent, the workers' recovery sends it, and the caller need not know."""
+    def _publish(self, owed: list[Unsent]) -> None:
+        """Send messages; where they cannot be sent, the workers' recovery sends them, and the caller need not know."""
+        if not owed:
+            return
         with suppress(Exception):  # kombu raises anything while it loses a connection, even AttributeError
-            self.app.send_task(**owed.as_task())
-            self.store.mark_published(owed)
+            with self._one_round_trip(len(owed)) as producer:
+                for unsent in owed:
+                    self.app.send_task(**unsent.as_task(), producer=producer)
+            self.store.mark_published(*owed)
 
     @contextmanager
-    def _reaching(self) -> Iterator[None]:
-        try:
-            yield
-        except (RedisError, *_AWAY) as error:
-            raise self._unavailable(error) from error
-
-    def _unavailable(self, error: Exception) -> ServerUnavailableError:
-        if isinstance(error, AuthenticationError):
-            return ServerUnavailableError(
-                f"Redis at {self.settings.shown} wants another password ({error}): set REDIS_PASSWORD, or REDIS_URL"
-            )
-        if isinstance(error, ResponseError):
-            return ServerUnavailableError(f"Redis at {self.settings.shown} refuses: {error}")
-        return ServerUnavailableError(
-            f"Redis at {self.settings.shown} cannot be reached ({type(error).__name__}): start it, or set REDIS_URL"
-        )
+    def _one_round_trip(self, messages: int) -> Iterator[Producer]:
+        with self.app.producer_or_acquire() as producer:
+            if messages == 1:  # a batch costs as much as three messages
+                yield producer
+                return
+            with producer.batch(messages):
+                yield producer
 
 
-@dataclass(frozen=True)
-class PlanHandle:
-    """Follows one submitted plan to its result."""
-
-    ptc: PTC = field(repr=False)
-    plan: PTCExecutionPlan = field(repr=False)
-    run_id: str
-    """The run that works on the plan; empty when the cache answered."""
-    joined: bool = False
-    """Whether the run was started by somebody else's submission."""
-    _hit: PTCArtifactResult | None = field(default=None, repr=False)
-
-    @property
-    def key(self) -> str:
-        """The plan's cache key."""
-        return cache_key(self.plan)
-
-    @property
-    def from_cache(self) -> bool:
-        """Whether the cache answered, so that there is no run."""
-        return self._hit is not None
-
-    def ready(self) -> bool:
-        """Tell whether the result is there."""
-        return self._hit is not None or self.status().state is RunState.ENDED
-
-    def status(self) -> RunStatus:
-        """Tell where the run is.
-
-        Raises:
-            RunNotFoundError: its record has expired.
-            ServerUnavailableError: Redis cannot be reached.
-        """
-        if self._hit is not None:
-            return RunStatus(
-                run_id="",
-                state=RunState.ENDED,
-                stage=Stage.GENERATE,
-                iteration=0,
-                max_iterations=self.plan.max_iterations,
-                status=ExecutionStatus.CACHE_HIT,
-            )
-        with self.ptc._reaching():  # noqa: SLF001 one room
-            return self.ptc.store.status(self.run_id)
-
-    def end_if_over(self) -> None:
-        """End the run where it is cancelled or out of time and no worker is there to do it.
-
-        Raises:
-            ServerUnavailableError: Redis cannot be reached.
-        """
-        with self.ptc._reaching():  # noqa: SLF001 one room
-            self.ptc.store.end_if_over(self.run_id)
-
-    def cancel(self, *, force: bool = False) -> Departure:
-        """Leave the run, and stop it if nobody else waits for it, or by force; `get` then returns its end.
-
-        Raises:
-            RunNotFoundError: its record has expired.
-            ServerUnavailableError: Redis cannot be reached.
-        """
-        if self._hit is not None:
-            return Departure.ENDED
-        return self.ptc.cancel(self.run_id, self.plan.execution_id, force=force)[0]
-
-    def get(self, timeout: float | None = None) -> PTCArtifactResult:
-        """Wait for the result, at most `timeout` seconds.
-
-        A plan that failed is returned, not raised. The wait survives an outage of Redis; a run that is past
-        its deadline while no worker is there is ended from here.
-
-        Raises:
-            RunNotFinishedError: the time is over; the run goes on.
-            RunNotFoundError: the run's record has expired.
-            UnreadableBlobError: the result is damaged, or not signed with this process's `PTC_SIGNING_KEY`.
-            ServerUnavailableError: the time is over, and Redis cannot be reached.
-        """
-        if self._hit is not None:
-            return self._hit
-        deadline = None if timeout is None else time.monotonic() + timeout
-        while True:
-            try:
-                return self._follow(deadline)
-            except PTCError:
-                raise
-            except _AWAY as error:
-                if _left(deadline) <= _RETRY_PAUSE:
-                    raise self.ptc._unavailable(error) from error  # noqa: SLF001 one room
-                time.sleep(_RETRY_PAUSE)
-
-    def _follow(self, deadline: float | None) -> PTCArtifactResult:
-        """Listen for the run's end; whatever is heard or missed, the record decides."""
-        store = self.ptc.store_within(_left(deadline))
-        with store.announcements(self.run_id) as wait:
-            while True:
-                result = store.result(self.run_id, digest(self.plan)) or store.end_if_over(self.run_id)
-                if result is not None:
-                    return self._as_ours(result, pays=store.pays(self.run_id, self.plan))
-                if (left := min(SLICE_SECONDS, _left(deadline))) <= 0:
-                    raise RunNotFinishedError(
-                        f"run {self.run_id} has not ended in the time given; it goes on"
-                    )
-                wait(left)
-
-    def _as_ours(self, result: PTCArtifactResult, *, pays: bool) -> PTCArtifactResult:
-        """Give the run's result to this caller: one of several pays, so that sums count nothing twice."""
-        update: dict[str, Any] = {"execution_id": self.plan.execution_id}
-        if not pays:
-            update |= {"llm_usage": [], "metadata": {**result.metadata, "joined_run": self.run_id}}
-        return result.model_copy(update=update)
+def _each_cost_once(handles: Iterable[PlanHandle]) -> Iterator[PlanHandle]:
+    """Let a caller who gave a plan twice count what its run costs once."""
+    callers = set()
+    for handle in handles:
+        caller = (handle.run_id, handle.plan.execution_id)
+        yield handle.as_repeated() if handle.run_id and caller in callers else handle
+        callers.add(caller)
 
 
 def submit_plan(
-    plan: PTCExecutionPlan | Mapping[str, Any] | str, *, expires: float | None = None
+    plan: PlanLike, *, priority: Priority | str | None = None, expires: float | None = None
 ) -> PlanHandle:
     """Submit a plan to the installation that the environment names (`REDIS_URL`); see `PTC.submit`.
 
@@ -298,46 +323,61 @@ def submit_plan(
         InvalidPlanError: the plan breaks the contract.
         PayloadTooLargeError: the plan is larger than `PTC_MAX_PAYLOAD_MB`.
         ServerUnavailableError: Redis cannot be reached.
-        ConfigurationError: `REDIS_URL` or one of its companions cannot be understood.
+        ConfigurationError: `REDIS_URL` or one of its companions cannot be understood, or an argument.
     """
-    return PTC().submit(plan, expires=expires)
+    return PTC().submit(plan, priority=priority, expires=expires)
 
 
-def read_plan(plan: PTCExecutionPlan | Mapping[str, Any] | str | bytes) -> PTCExecutionPlan:
-    """Read a plan, and fill in the installation's defaults where its author left a field unset.
+async def submit_plan_async(
+    plan: PlanLike, *, priority: Priority | str | None = None, expires: float | None = None
+) -> PlanHandle:
+    """Submit a plan as `submit_plan` does, and let the event loop go on meanwhile; see `PTC.submit_async`."""
+    return await PTC().submit_async(plan, priority=priority, expires=expires)
 
-    A model is read again, for it may have been changed or copied without validation since it was made.
+
+def submit_plans(
+    plans: Iterable[PlanLike],
+    *,
+    priority: Priority | str | None = None,
+    expires: float | None = None,
+    timeout: float | None = None,
+) -> Batch:
+    """Submit many plans at once, to iterate over their results as they come; see `PTC.submit_plans`.
 
     Raises:
-        InvalidPlanError: with a line for every field that breaks the contract.
-        ConfigurationError: a default from the environment does not fit the plan.
+        InvalidPlanError: a plan breaks the contract; none was submitted.
+        PayloadTooLargeError: a plan is larger than `PTC_MAX_PAYLOAD_MB`; none was submitted.
+        ServerUnavailableError: Redis cannot be reached.
+        ConfigurationError: `REDIS_URL` or one of its companions cannot be understood, or an argument.
     """
+    return PTC().submit_plans(plans, priority=priority, expires=expires, timeout=timeout)
+
+
+def list_runs(
+    *,
+    state: RunState | str | None = None,
+    key: str | None = None,
+    status: ExecutionStatus | str | None = None,
+    project: str | None = None,
+    limit: int = 50,
+    cursor: str | None = None,
+) -> RunPage:
+    """List the runs of the installation that the environment names, the newest first; see `PTC.list_runs`.
+
+    Raises:
+        ValueError: an argument cannot be understood.
+        ServerUnavailableError: Redis cannot be reached.
+        ConfigurationError: `REDIS_URL` or one of its companions cannot be understood.
+    """
+    return PTC().list_runs(state=state, key=key, status=status, project=project, limit=limit, cursor=cursor)
+
+
+def _read_priority(value: Priority | str | None) -> Priority:
     try:
-        if isinstance(plan, str | bytes):
-            text = plan.encode() if isinstance(plan, str) else plan
-            given = PTCExecutionPlan.model_validate_json(text.removeprefix(codecs.BOM_UTF8))
-        else:
-            given = PTCExecutionPlan.model_validate(plan)
-        return with_defaults(_as_received(given), set_by_author=given.model_fields_set)
-    except ValidationError as error:
-        lines = [f"{_place(e['loc'])}: {e['msg'].removeprefix('Value error, ')}" for e in error.errors()]
-        raise InvalidPlanError("\n".join(lines)) from None
-    except (PydanticSerializationError, UnicodeEncodeError) as error:
-        raise InvalidPlanError(f"plan: it cannot be written as JSON: {error}") from None
-
-
-def _as_received(plan: PTCExecutionPlan) -> PTCExecutionPlan:
-    """Give the plan as a worker will read it; values that do not fit their fields are refused on the way."""
-    return PTCExecutionPlan.model_validate_json(plan.model_dump_json(warnings=False))
-
-
-def _place(location: tuple[int | str, ...]) -> str:
-    path = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location)
-    return path.removeprefix(".") or "plan"
-
-
-def _left(deadline: float | None) -> float:
-    return inf if deadline is None else deadline - time.monotonic()
+        return Priority.NORMAL if value is None else Priority(value)
+    except ValueError:
+        names = ", ".join(priority.value for priority in Priority)
+        raise ConfigurationError(f"priority={value!r} is none of {names}") from None
 
 
 @cache
@@ -347,6 +387,8 @@ def _store(settings: RedisSettings, blobs: Blobs, patience: float) -> RunStore:
 
 @cache
 def _app(settings: RedisSettings) -> Celery:
+    from celery import Celery  # slow, and only whoever submits needs it
+
     # No result backend: Celery's would subscribe to each task it sends and keep that for ever.
     app = Celery("ptc-client", broker=settings.celery_url, set_as_current=False)
     app.conf.update(CELERY_SETTINGS)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError
 
 from ptc_contracts import CacheStrategy, ConfigurationError, LLMProvider, PTCExecutionPlan
 
@@ -57,8 +57,14 @@ def read_expires(name: str, value: float | str) -> float:
         ) from None
 
 
+def _no_flag(value: object) -> object:
+    if isinstance(value, bool):
+        raise ValueError("True is no second")  # noqa: TRY004 Pydantic words ValueErrors
+    return value
+
+
 _LONGEST_EXPIRES = 10 * 365 * 24 * 3600
-_Expires = Annotated[float, Field(gt=0, le=_LONGEST_EXPIRES, allow_inf_nan=False)]
+_Expires = Annotated[float, BeforeValidator(_no_flag), Field(gt=0, le=_LONGEST_EXPIRES, allow_inf_nan=False)]
 
 
 _FIELDS = (

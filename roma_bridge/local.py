@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
-import tempfile
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ptc_contracts import ConfigurationError
 from ptc_contracts.settings import RedisSettings
 from roma_bridge.client import PTC
 from roma_bridge.embedded import die_with_parent, embedded_server, state_directory
+from roma_bridge.scratch import scratch_folder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 _STOP_SECONDS = 5.0
 
@@ -37,16 +38,29 @@ class LocalStack:
     worker: subprocess.Popen[bytes]
     log: Path
     """Where the worker writes what it does."""
+    lasts: bool
+    """Whether the server keeps its runs when this command has ended."""
 
     def check(self) -> None:
         """Make sure that the worker lives.
 
         Raises:
-            ConfigurationError: it has ended; the message is its last line.
+            ConfigurationError: it has ended; the message tells by which signal, or what its exit code and last line are.
         """
-        if self.worker.poll() is not None:
-            lines = self.log.read_text(errors="replace").strip().splitlines()
-            raise ConfigurationError(f"the worker ended: {lines[-1] if lines else 'it wrote nothing'}")
+        if (code := self.worker.poll()) is not None:
+            raise ConfigurationError(f"the worker ended: {self._ending(code)}")
+
+    def _ending(self, code: int) -> str:
+        if code == -signal.SIGKILL:  # what it wrote before has nothing to do with it
+            return "SIGKILL; somebody killed it, or the machine's memory was full"
+        how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+        return f"{how}: {_last_line(self.log.read_text(errors='replace'))}"
+
+
+def _last_line(text: str) -> str:
+    """Give the line in which a program says why it ended, or what its traceback ends with."""
+    lines = text.strip().splitlines()
+    return lines[-1].removeprefix(f"{ModuleNotFoundError.__name__}: ") if lines else "it wrote nothing"
 
 
 @contextmanager
@@ -61,8 +75,7 @@ def local_stack(recordings: Path | None = None) -> Iterator[LocalStack]:
         ConfigurationError: something cannot be started; the message tells what.
     """
     with ExitStack() as stack:
-        scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ptc-local-")))
-        scratch.chmod(0o711)  # sandboxes lie in it, under users of their own
+        scratch = stack.enter_context(scratch_folder())
         environment = {**os.environ, "TMPDIR": str(scratch)}  # what a killed worker leaves goes with it
         if os.environ.get("REDIS_URL"):
             settings = RedisSettings.from_environment()
@@ -77,7 +90,8 @@ def local_stack(recordings: Path | None = None) -> Iterator[LocalStack]:
             environment |= {name.replace("BASE_URL", "API_KEY"): "" for name in _REPLAY_BASE_URLS}
         log = scratch / "worker.log"
         worker = stack.enter_context(_worker(environment, log))
-        yield LocalStack(ptc=PTC(settings), worker=worker, log=log)
+        lasts = recordings is None or bool(os.environ.get("REDIS_URL"))
+        yield LocalStack(ptc=PTC(settings), worker=worker, log=log, lasts=lasts)
 
 
 @contextmanager
@@ -113,7 +127,8 @@ def _replay_server(recordings: Path) -> Iterator[str]:
         line = process.stdout.readline()
         if not line:
             assert process.stderr is not None  # noqa: S101 it is a pipe
-            raise ConfigurationError(process.stderr.read().strip() or "the replay server does not start")
+            told = process.stderr.read().strip()
+            raise ConfigurationError(_last_line(told) if "Traceback" in told else told)
         yield next(word for word in line.split() if word.startswith("http://"))
 
 

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from roma_bridge.terminal import one_line, printable
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
@@ -35,14 +37,14 @@ def _ending(result: PTCArtifactResult) -> Iterator[str]:
     if not result.success and reason in _REASONS:
         yield f"  stopped   {_REASONS[reason]}"
     if result.error_message:
-        yield f"  error     {result.error_message}"
-    yield from (f"  warning   {warning}" for warning in result.warnings)
+        yield f"  error     {_indented(result.error_message)}"
+    yield from (f"  warning   {_indented(warning)}" for warning in result.warnings)
 
 
 def _tests(result: PTCArtifactResult) -> Iterator[str]:
     if not (tests := result.test_results):
         return
-    isolation = result.metadata.get("isolation")
+    isolation = one_line(str(result.metadata.get("isolation") or ""))
     where = f" (isolation: {isolation})" if isolation else ""
     yield f"  tests     {tests.tests_passed} passed, {tests.tests_failed} failed{where}"
     if isolation in _MORE_ISOLATION:
@@ -50,29 +52,32 @@ def _tests(result: PTCArtifactResult) -> Iterator[str]:
     for test in _rows(result, "tests", {"id", "outcome"}):
         passed = test["outcome"] == "passed"
         mark = click.style("✓", fg="green") if passed else click.style("✗", fg="red")
-        yield f"            {mark} {test['id']}" + ("" if passed else f" ({test['outcome']})")
+        told = f"{test['id']}" if passed else f"{test['id']} ({test['outcome']})"
+        yield f"            {mark} {one_line(told)}"
 
 
 def _files(result: PTCArtifactResult, folder: Path | None) -> Iterator[str]:
     if result.artifacts and folder is not None:
         yield f"  files     {len(result.artifacts)} in {folder}/"
-        yield from (f"            {artifact.file_path}" for artifact in result.artifacts)
+        yield from (f"            {one_line(artifact.file_path)}" for artifact in result.artifacts)
 
 
 def _models(result: PTCArtifactResult) -> Iterator[str]:
     for usage in result.llm_usage:
         cost = "price unknown" if usage.cost_usd is None else f"${usage.cost_usd:.4f}"
         used = f"{usage.total_tokens:,} tokens in {usage.api_calls} calls"
-        yield f"  model     {usage.provider} {usage.model}: {used}, {cost}"
-    yield from (f"  no answer {name}: {outcomes}" for name, outcomes in _failed_calls(result).items())
+        yield one_line(f"  model     {usage.provider} {usage.model}: {used}, {cost}")
+    yield from (
+        one_line(f"  no answer {name}: {outcomes}") for name, outcomes in _failed_calls(result).items()
+    )
 
 
 def _saved(result: PTCArtifactResult) -> Iterator[str]:
-    hits = result.metadata.get("response_cache_hits")
+    hits = _number(result, "response_cache_hits")
     if not result.from_cache and not hits:
         return
     answers = "" if result.from_cache else f" ({hits} answer{'s' if hits != 1 else ''} kept from before)"
-    tokens, cost = (result.metadata.get(name) or 0 for name in ("saved_tokens", "saved_cost_usd"))
+    tokens, cost = (_number(result, name) for name in ("saved_tokens", "saved_cost_usd"))
     yield f"  saved     {tokens:,} tokens, ${cost:.4f}{answers}"
 
 
@@ -103,6 +108,16 @@ def _failed_calls(result: PTCArtifactResult) -> dict[str, str]:
         name: ", ".join(f"{count} {outcome}" for outcome, count in outcomes.items())
         for name, outcomes in failed.items()
     }
+
+
+def _indented(text: str) -> str:
+    """Keep the lines of a text under its first, so that none passes for one of the summary's own."""
+    return printable(text).replace("\n", "\n            ")
+
+
+def _number(result: PTCArtifactResult, name: str) -> float:
+    told = result.metadata.get(name)
+    return told if isinstance(told, int | float) else 0
 
 
 def _rows(result: PTCArtifactResult, name: str, fields: set[str]) -> list[dict[str, Any]]:
