@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 import time
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from threading import Event
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 import psutil
-from support import make_plan, replaying, until
+from forking import Forked
+from redis.exceptions import RedisError
+from support import PATIENCE_SECONDS, make_plan, replaying, until
 
 from ptc_contracts.keys import breaker_key, content_id, run_key
 from ptc_contracts.work import WorkStore
@@ -21,7 +23,7 @@ from roma_bridge import PTC
 from roma_bridge.embedded import embedded_server
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from ptc_contracts import PTCExecutionPlan
     from ptc_contracts.settings import RedisSettings
@@ -32,7 +34,8 @@ if TYPE_CHECKING:
 FAKE_KEY = "fake-key-that-must-never-show"
 """What the workers of tests take for their providers' key."""
 
-START_SECONDS = 60.0
+OUTAGE_SECONDS = 1.5
+"""Longer than connections try of themselves to come back."""
 
 
 @dataclass
@@ -40,13 +43,13 @@ class Worker:
     """One `celery worker` process."""
 
     name: str
-    process: subprocess.Popen[bytes]
+    process: Forked | subprocess.Popen[bytes]
     log: Path
 
     def stop(self) -> None:
         """End it politely and wait."""
         self.process.terminate()
-        self.process.wait(30)
+        self.process.wait(PATIENCE_SECONDS)
 
     def kill(self) -> None:
         """End it as the out-of-memory killer does."""
@@ -98,7 +101,7 @@ class Cluster:
 
     def run(self, answers: Sequence[Recorded], **fields: Any) -> Any:
         """Submit such a plan and wait for its result."""
-        return self.ptc.submit(self.record(answers, **fields)).get(timeout=START_SECONDS)
+        return self.ptc.submit(self.record(answers, **fields)).get(timeout=PATIENCE_SECONDS)
 
     def submit_with_timeout(self, plan: PTCExecutionPlan, seconds: float) -> PlanHandle:
         """Submit a plan under a shorter `timeout_seconds` than the contract allows, to keep tests short."""
@@ -140,22 +143,15 @@ class Cluster:
         """Start a worker and wait until it answers."""
         name = f"{uuid4().hex[:8]}@test"
         log = self.folder / f"{name}.log"
-        with log.open("wb") as file:
-            process = subprocess.Popen(
-                [
-                    *(sys.executable, "-m", "celery", "-A", "ptc_worker", "worker", "-n", name),
-                    "--without-mingle",
-                    *options,
-                ],
-                env=self.environment if environment is None else environment,
-                cwd=cwd,
-                stdin=subprocess.DEVNULL,
-                stdout=file,
-                stderr=subprocess.STDOUT,
-            )
+        process = Forked(
+            ["-A", "ptc_worker", "worker", "-n", name, "--without-mingle", *options],
+            self.environment if environment is None else environment,
+            cwd,
+            log,
+        )
         worker = Worker(name=name, process=process, log=log)
         self.workers.append(worker)
-        deadline = time.monotonic() + START_SECONDS
+        deadline = time.monotonic() + PATIENCE_SECONDS
         while not self.ptc.app.control.ping(destination=[name], timeout=0.5):
             if process.poll() is not None or time.monotonic() > deadline:
                 raise AssertionError(f"the worker does not answer:\n{log.read_text()}")
@@ -179,7 +175,33 @@ def cluster_in(folder: Path, cache: Path) -> Iterator[Cluster]:
             for worker in cluster.workers:
                 worker.process.terminate()
             for worker in cluster.workers:
-                worker.process.wait(30)
+                worker.process.wait(PATIENCE_SECONDS)
+
+
+@contextmanager
+def restartable(folder: Path) -> Iterator[tuple[PTC, Callable[[], None]]]:
+    """Give a server, and what kills it and starts it again with what it had written."""
+    with ExitStack() as stack, embedded_server(folder) as settings:
+        ptc = PTC(settings)
+
+        def restart() -> None:
+            old = psutil.Process(ptc.store.redis.info("server")["process_id"])
+            command = [old.exe(), str(folder / "server.conf")]
+            old.kill()
+            old.wait()
+            Event().wait(OUTAGE_SECONDS)
+            stack.callback(subprocess.Popen(command, stdout=subprocess.DEVNULL).wait)
+            until(lambda: _answers(ptc))
+
+        yield ptc, restart
+
+
+def _answers(ptc: PTC) -> bool:
+    """Tell whether a server is there."""
+    try:
+        return bool(ptc.store.redis.ping())
+    except RedisError:
+        return False
 
 
 def installed_programs() -> dict[str, str]:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-import threading
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING, Any
+
+from support import served
 
 from ptc_contracts import LLMProvider
 from ptc_worker.llm import open_provider
@@ -75,14 +76,8 @@ def fixed(
     http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server = Fixed(f"http://127.0.0.1:{http.server_address[1]}")
     http.daemon_threads = True
-    thread = threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
-    thread.start()
-    try:
+    with served(http):
         yield server
-    finally:
-        http.shutdown()
-        http.server_close()
-        thread.join()
 
 
 @contextmanager

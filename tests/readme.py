@@ -9,7 +9,7 @@ from pathlib import Path
 from click.testing import CliRunner
 
 from ptc_worker.settings import WorkerSettings
-from roma_bridge.cli import enqueue
+from roma_bridge.cli.main import program
 
 README = Path(__file__).parents[1] / "README.md"
 
@@ -18,7 +18,7 @@ def help_text() -> str:
     """Give the help of ptc-enqueue as a fenced block."""
     text = (
         CliRunner()
-        .invoke(enqueue, ["--help"], prog_name="ptc-enqueue", terminal_width=110, max_content_width=110)
+        .invoke(program, ["--help"], prog_name="ptc-enqueue", terminal_width=110, max_content_width=110)
         .output
     )
     return f"```console\n$ ptc-enqueue --help\n{text.rstrip()}\n```"

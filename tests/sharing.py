@@ -16,8 +16,9 @@ from support import answer_with, make_plan
 from ptc_contracts import LLMProvider
 from ptc_contracts.blobs import Blobs
 from ptc_contracts.progress import Progress
+from ptc_worker.busy import BusyError
 from ptc_worker.llm.budget import Budget
-from ptc_worker.llm.calls import Answer, BusyError, Caller, NoAnswerError, OverBudgetError
+from ptc_worker.llm.calls import Answer, Caller, NoAnswerError, OverBudgetError
 from ptc_worker.llm.shared import Shared
 from ptc_worker.prompts import build_prompt
 

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import inspect
 import threading
+import time
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from socketserver import BaseServer
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from ptc_contracts import PTCExecutionPlan
+from structlog import DropEvent
+from structlog.testing import capture_logs
+
+from ptc_contracts import CodeArtifact, PTCArtifactResult, PTCExecutionPlan
 from ptc_contracts.keys import content_id
+from ptc_worker.halt import Halt
 from ptc_worker.llm.replay.server import ReplayServer
 
 if TYPE_CHECKING:
     import subprocess
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, MutableMapping, Sequence
 
     import pytest
 
@@ -27,6 +34,14 @@ def make_plan(description: str = "Build API", **fields: Any) -> PTCExecutionPlan
     spec = {name: fields.pop(name) for name in spec_fields & fields.keys()}
     fields.setdefault("execution_id", "test")
     return PTCExecutionPlan(scaffolding={"task_description": description, **spec}, **fields)
+
+
+def make_result(*files: tuple[str, str], **fields: Any) -> PTCArtifactResult:
+    """Make a result that holds these files, each a path and its content."""
+    moment = "2026-01-01T00:00:00Z"
+    artifacts = [CodeArtifact(file_path=path, content=content) for path, content in files]
+    plain = {"execution_id": "x", "status": "SUCCESS", "started_at": moment, "completed_at": moment}
+    return PTCArtifactResult(**{**plain, "duration_seconds": 0, "artifacts": artifacts, **fields})
 
 
 def answer_with(**files: str) -> str:
@@ -42,7 +57,18 @@ def replaying(
     *recordings: tuple[PTCExecutionPlan, Sequence[Recorded]], **options: Any
 ) -> Iterator[ReplayServer]:
     """Serve recorded answers for the time of the block."""
-    server = ReplayServer({content_id(plan): answers for plan, answers in recordings}, **options)
+    with served(
+        ReplayServer({content_id(plan): answers for plan, answers in recordings}, **options)
+    ) as server:
+        yield server
+
+
+S = TypeVar("S", bound=BaseServer)
+
+
+@contextmanager
+def served(server: S) -> Iterator[S]:
+    """Let a server serve, in a thread of its own, for the time of the block."""
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
     thread.start()
     try:
@@ -66,24 +92,71 @@ def silent_index(patch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
         def log_message(self, format: str, *args: object) -> None:  # noqa: A002 as http.server has it
             """Stay quiet."""
 
-    http = ThreadingHTTPServer(("127.0.0.1", 0), Silent)
-    thread = threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
-    thread.start()
-    patch.setenv("UV_DEFAULT_INDEX", f"http://127.0.0.1:{http.server_address[1]}/simple")
-    try:
-        yield asked
-    finally:
-        over.set()
-        http.shutdown()
-        http.server_close()
-        thread.join()
+    with served(ThreadingHTTPServer(("127.0.0.1", 0), Silent)) as http:
+        patch.setenv("UV_DEFAULT_INDEX", f"http://127.0.0.1:{http.server_address[1]}/simple")
+        try:
+            yield asked
+        finally:
+            over.set()
+
+
+PATIENCE_SECONDS = 180.0
+"""What anything may take on a machine that is busy; only what never comes takes as long."""
 
 
 def until(holds: Callable[[], object]) -> None:
-    """Wait for something that another thread or process does; the suite's own limit ends a wait in vain."""
-    pause = threading.Event()
+    """Wait for something that another thread or process does.
+
+    Raises:
+        TimeoutError: it never does.
+    """
+    pause, end = threading.Event(), time.monotonic() + PATIENCE_SECONDS
     while not holds():
+        if time.monotonic() > end:
+            raise TimeoutError(f"waited in vain for {PATIENCE_SECONDS:g} s: {_source(holds)}")
         pause.wait(0.01)
+
+
+def _source(holds: Callable[[], object]) -> str:
+    try:
+        return " ".join(inspect.getsource(holds).split())
+    except (OSError, TypeError):
+        return repr(holds)
+
+
+@contextmanager
+def logged_here() -> Iterator[list[MutableMapping[str, Any]]]:
+    """Gather what this thread logs in the block: threads of earlier tests may live on, and have things to say."""
+    here = threading.get_ident()
+
+    def ours(_: object, __: str, line: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+        if threading.get_ident() != here:
+            raise DropEvent
+        return line
+
+    with capture_logs(processors=[ours]) as lines:
+        yield lines
+
+
+class WatchedHalt(Halt):
+    """A halt that tells when those whom it may concern wait for something: they look at it again and again."""
+
+    _ENOUGH = 8
+    """Looks that no work takes which has not to wait."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._looks = 0
+
+    @property
+    def waits(self) -> bool:
+        """Whether there is somebody who waits."""
+        return self._looks >= self._ENOUGH
+
+    def check(self) -> None:
+        """Count, and look."""
+        self._looks += 1
+        super().check()
 
 
 class Enqueue(Protocol):

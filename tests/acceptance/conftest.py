@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from support import PATIENCE_SECONDS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -39,6 +40,7 @@ def enqueue(tmp_path: Path, user: Mapping[str, str]) -> Enqueue:
             input=stdin,
             capture_output=True,
             text=True,
+            timeout=PATIENCE_SECONDS,
             check=False,
         )
 

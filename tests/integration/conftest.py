@@ -14,7 +14,7 @@ from support import replaying
 from ptc_worker.environments import environment
 from ptc_worker.halt import Halt
 from ptc_worker.llm.patience import ATTEMPTS
-from ptc_worker.sandbox import open_sandbox
+from ptc_worker.sandbox.kinds.local import opened as open_sandbox
 from roma_bridge.embedded import embedded_server
 
 if TYPE_CHECKING:

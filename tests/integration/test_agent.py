@@ -18,9 +18,9 @@ from support import mounts_at, until
 
 from ptc_worker.environments import environment
 from ptc_worker.halt import Halt
-from ptc_worker.sandbox import open_sandbox
+from ptc_worker.sandbox.kinds.local import opened as open_sandbox
+from ptc_worker.sandbox.kinds.local import pool_for
 from ptc_worker.sandbox.local import LocalSandbox
-from ptc_worker.sandbox.pool import pool_for
 from ptc_worker.settings import WorkerSettings
 
 LOOK = """

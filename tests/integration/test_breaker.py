@@ -23,11 +23,12 @@ from sharing import (
 from support import replaying, until
 
 from ptc_contracts.keys import breaker_key
+from ptc_worker.busy import BusyError
 from ptc_worker.halt import Halt, HaltedError, Why
 from ptc_worker.llm.breaker import FAILURES, LONG_REST_SECONDS, REST_SECONDS
-from ptc_worker.llm.calls import BusyError, NoAnswerError
-from ptc_worker.llm.loop import run_async
+from ptc_worker.llm.calls import NoAnswerError
 from ptc_worker.llm.replay.faults import Fault
+from ptc_worker.loop import run_async
 
 if TYPE_CHECKING:
     from ptc_contracts import LLMProvider

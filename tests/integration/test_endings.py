@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING
 
 import psutil
 import pytest
-from cluster import START_SECONDS
-from support import answer_with, until
+from support import PATIENCE_SECONDS, answer_with, until
 
 from ptc_contracts import RunNotFinishedError, RunNotFoundError
 from ptc_contracts.keys import run_key
@@ -33,7 +32,7 @@ def test_cancelling_stops_the_model_and_keeps_the_bill(cluster: Cluster) -> None
     departure = handle.cancel()
     claims = list(handle.ptc.store.redis.scan_iter(f"ptc:claim:{handle.key}:*"))
 
-    result = handle.get(timeout=START_SECONDS)
+    result = handle.get(timeout=PATIENCE_SECONDS)
 
     assert (departure, claims) == (Departure.STOPPED, [])
     assert (result.status, result.error_message) == ("FAILURE", "cancelled")
@@ -49,7 +48,7 @@ def test_cancelling_stops_the_sandbox(cluster: Cluster) -> None:
     until(lambda: mark in processes())
     handle.cancel()
 
-    result = handle.get(timeout=START_SECONDS)
+    result = handle.get(timeout=PATIENCE_SECONDS)
 
     assert (result.error_message, result.test_results) == ("cancelled", None)
     assert mark not in processes()
@@ -74,7 +73,7 @@ def test_one_of_two_callers_leaves_and_the_other_gets_its_result(empty_cluster: 
     departure = first.cancel()
     empty_cluster.start_worker()
 
-    result = second.get(timeout=START_SECONDS)
+    result = second.get(timeout=PATIENCE_SECONDS)
 
     assert (departure, second.joined, result.status) == (Departure.LEFT, True, "SUCCESS")
 
@@ -86,7 +85,7 @@ def test_a_plan_that_was_cancelled_can_be_submitted_again(empty_cluster: Cluster
     cancelled.cancel()
     empty_cluster.start_worker()
 
-    assert empty_cluster.ptc.submit(plan).get(timeout=START_SECONDS).status == "SUCCESS"
+    assert empty_cluster.ptc.submit(plan).get(timeout=PATIENCE_SECONDS).status == "SUCCESS"
     assert cancelled.get(timeout=1).error_message == "cancelled"
 
 
@@ -101,7 +100,7 @@ def test_a_run_that_kills_its_workers_is_given_up(empty_cluster: Cluster) -> Non
     environment = {**empty_cluster.environment, "PTC_MAX_DELIVERIES": "3"}
     empty_cluster.start_worker(environment=environment)
 
-    result = handle.get(timeout=START_SECONDS)
+    result = handle.get(timeout=PATIENCE_SECONDS)
     calls = empty_cluster.calls_for(plan)
     listed = json.loads(enqueue(empty_cluster, "dead", "list", "--json"))
     shown = enqueue(empty_cluster, "dead", "show", handle.run_id)
@@ -111,7 +110,9 @@ def test_a_run_that_kills_its_workers_is_given_up(empty_cluster: Cluster) -> Non
     assert "given up: generate was begun 3 times" in (result.error_message or "")
     assert [(each["run_id"], each["reason"]) for each in listed] == [(handle.run_id, result.error_message)]
     assert "given up" in shown
-    assert PlanHandle(ptc=empty_cluster.ptc, plan=plan, run_id=again).get(START_SECONDS).status == "SUCCESS"
+    assert (
+        PlanHandle(ptc=empty_cluster.ptc, plan=plan, run_id=again).get(PATIENCE_SECONDS).status == "SUCCESS"
+    )
 
 
 def enqueue(cluster: Cluster, *arguments: str) -> str:
@@ -121,6 +122,7 @@ def enqueue(cluster: Cluster, *arguments: str) -> str:
         env=cluster.environment,
         capture_output=True,
         text=True,
+        timeout=PATIENCE_SECONDS,
         check=False,
     )
     return done.stdout + done.stderr
@@ -145,7 +147,7 @@ def test_a_run_that_nobody_begins_in_time_expires(
     monkeypatch.setenv("PTC_EXPIRES", "0.5")
     waited_for, unobserved = (empty_cluster.ptc.submit(empty_cluster.record([GREEN])) for _ in range(2))
     patient = empty_cluster.ptc.submit(empty_cluster.record([GREEN]), expires=600)
-    result = waited_for.get(timeout=START_SECONDS)
+    result = waited_for.get(timeout=PATIENCE_SECONDS)
     state = unobserved.status().state
     empty_cluster.start_worker()
     until(lambda: unobserved.status().state is RunState.ENDED)
@@ -153,7 +155,7 @@ def test_a_run_that_nobody_begins_in_time_expires(
     assert (result.status, result.llm_usage) == ("TIMEOUT", [])
     assert "it may wait in a queue" in (result.error_message or "")
     assert (state, unobserved.status().status) == (RunState.QUEUED, "TIMEOUT")
-    assert patient.get(timeout=START_SECONDS).status == "SUCCESS"
+    assert patient.get(timeout=PATIENCE_SECONDS).status == "SUCCESS"
 
 
 def test_signed_runs_go_from_client_to_worker_and_back(
@@ -165,7 +167,7 @@ def test_signed_runs_go_from_client_to_worker_and_back(
     environment = {**empty_cluster.environment, "PTC_SIGNING_KEY": key}
     worker = empty_cluster.start_worker(environment=environment)
     handle = empty_cluster.ptc.submit(empty_cluster.record([GREEN]))
-    result = handle.get(timeout=START_SECONDS)
+    result = handle.get(timeout=PATIENCE_SECONDS)
     redis = empty_cluster.ptc.store.redis
     record = redis.hgetall(run_key(handle.run_id))
     dump = b"".join(redis.dump(name) or b"" for name in redis.scan_iter("*"))

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import fcntl
 import io
 import os
 import signal
 import subprocess
 import sys
 import tarfile
+import threading
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import psutil
 import pytest
-from support import silent_index, until
+from support import WatchedHalt, silent_index, until
 
 from ptc_worker.environments import CacheDirError, environment, hold, sweep
 from ptc_worker.halt import Halt
@@ -137,6 +140,28 @@ def test_an_environment_is_built_once_for_all_workers(settings: WorkerSettings) 
 
     assert len({line for line in lines if line.startswith("/")}) == 1
     assert sum("environment_building" in line for line in lines) == 1
+
+
+def test_whoever_waits_to_build_uses_what_another_has_built_and_uses(settings: WorkerSettings) -> None:
+    """Though it is never let go of: prepared sandboxes hold it, and runs that follow each other."""
+    lock_file = build(settings, "ptc-one").with_suffix(".lock")
+    sweep_elsewhere(settings)
+    both = threading.Barrier(2)
+    halts = WatchedHalt(), WatchedHalt()
+
+    def use(halt: Halt) -> Path:
+        with environment(settings, ["ptc-one"], 60, halt) as folder:
+            both.wait(60)
+            return folder
+
+    with ThreadPoolExecutor() as threads:
+        with lock_file.open("ab") as lock:  # so that both find nothing there, and wait to build it
+            fcntl.flock(lock, fcntl.LOCK_SH)
+            users = [threads.submit(use, halt) for halt in halts]
+            until(lambda: all(halt.waits for halt in halts))
+        folders = {user.result() for user in users}
+
+    assert len(folders) == 1
 
 
 def _until_folder(worker: subprocess.Popen[str]) -> list[str]:

@@ -78,6 +78,43 @@ def test_what_a_draft_puts_in_their_place_is_left_out(settings: WorkerSettings, 
     assert (verdict.outcome, verdict.counts) == (Outcome.PASSED, {"passed": 4})
 
 
+def test_given_tests_may_be_of_any_shape(settings: WorkerSettings) -> None:
+    """Decorated, generated, in classes of unittest: what stands around their code is not the project's."""
+    given = """\
+import functools
+import unittest
+from unittest import mock
+import app
+
+def twice(test):
+    @functools.wraps(test)
+    def wrapper(*args):
+        test(*args)
+        test(*args)
+    return wrapper
+
+@mock.patch("app.double", lambda x: 7)
+def test_patched():
+    assert len([app.double(1)]) == 1 and app.double(1) == 7
+
+@twice
+def test_twice():
+    assert app.double(1) == 2
+
+class TestCase(unittest.TestCase):
+    @mock.patch.object(app, "double", return_value=3)
+    def test_mocked(self, double):
+        self.assertEqual(app.double(1), 3)
+        double.assert_called_once_with(1)
+
+    def test_almost(self):
+        self.assertAlmostEqual(app.double(0.5), 1)
+"""
+    verdict = judged(settings, {"app.py": RIGHT}, {PATH: given})
+
+    assert (verdict.outcome, verdict.feedback, verdict.counts) == (Outcome.PASSED, "", {"passed": 4})
+
+
 def test_given_tests_may_leave_themselves_out(settings: WorkerSettings) -> None:
     """What the plan's author skips, or expects to fail, is not the draft's fault."""
     given = """\
@@ -225,6 +262,22 @@ _RESTORED = {
             made = yield
             if module_path.name == PATH.name:
                 made.obj.check = lambda value, wanted: None
+                made.obj.double = lambda x: 1 / 0 if x is None else 2 * x if x != 3 else 7
+            return made
+        """,
+    "exchanges a function that they use for something that is equal to it": """
+        class Equal:
+            def __eq__(self, other):
+                return True
+        class Check:
+            __code__ = Equal()
+            def __call__(self, value, wanted):
+                pass
+        @pytest.hookimpl(wrapper=True)
+        def pytest_pycollect_makemodule(module_path):
+            made = yield
+            if module_path.name == PATH.name:
+                made.obj.check = Check()
                 made.obj.double = lambda x: 1 / 0 if x is None else 2 * x if x != 3 else 7
             return made
         """,

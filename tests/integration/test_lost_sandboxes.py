@@ -7,7 +7,7 @@ from uuid import uuid4
 
 import psutil
 import pytest
-from support import answer_with, until
+from support import PATIENCE_SECONDS, answer_with, until
 
 from ptc_contracts import ExecutionStatus
 
@@ -47,7 +47,7 @@ def test_a_sandbox_that_dies_costs_no_iteration(cluster: Cluster, lost: int, sta
         assert box is not None
         box.kill()
         box.wait()
-    result = handle.get(timeout=60)
+    result = handle.get(timeout=PATIENCE_SECONDS)
 
     assert (result.status, result.iterations_used, cluster.calls_for(plan)) == (status, 1, 1)
     told = [test["outcome"] for test in result.metadata.get("tests", [])]

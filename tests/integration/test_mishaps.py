@@ -10,8 +10,7 @@ import sys
 from typing import TYPE_CHECKING
 
 import pytest
-from cluster import START_SECONDS
-from support import answer_with, until
+from support import PATIENCE_SECONDS, answer_with, until
 
 from ptc_contracts import RunNotFinishedError, ServerUnavailableError
 from ptc_contracts.keys import RESULTS_PREFIX, run_key
@@ -37,7 +36,7 @@ def test_messages_that_the_broker_lost_are_sent_again(empty_cluster: Cluster) ->
         empty_cluster.ptc.store.redis.delete(lane.list_key)
     empty_cluster.start_worker()
 
-    results = [handle.get(timeout=START_SECONDS) for handle in handles]
+    results = [handle.get(timeout=PATIENCE_SECONDS) for handle in handles]
 
     assert {result.status for result in results} == {"SUCCESS"}
     assert [empty_cluster.calls_for(plan) for plan in plans] == [1] * 20
@@ -73,7 +72,7 @@ def test_a_worker_that_cannot_renew_its_lease_pays_for_nothing_new(empty_cluster
         empty_cluster.replay.latency = 0.0
 
     assert calls == 0
-    assert handle.get(timeout=START_SECONDS).status == "SUCCESS"
+    assert handle.get(timeout=PATIENCE_SECONDS).status == "SUCCESS"
     assert empty_cluster.replay.stats()["calls"] == 1
 
 
@@ -128,7 +127,7 @@ def test_a_suspect_of_a_real_worker_is_put_in_quarantine(empty_cluster: Cluster)
         handle.cancel()
 
     assert calls == 1
-    assert [handle.get(timeout=START_SECONDS).error_message for handle in handles] == ["cancelled"] * 2
+    assert [handle.get(timeout=PATIENCE_SECONDS).error_message for handle in handles] == ["cancelled"] * 2
 
 
 def test_get_ends_on_its_own_timeout_while_the_server_stands_still(tmp_path: Path) -> None:

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import io
 import json
 import subprocess
 import sys
-import tarfile
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from textwrap import dedent
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from npm import registry
+from support import PATIENCE_SECONDS
 
 from ptc_contracts.verdicts import Outcome
 from ptc_worker.filetypes import artifact
@@ -58,7 +54,7 @@ def verdicts(
         for item in items
         if getattr(item, "module", None) is request.module and "verdict" in item.fixturenames
     }
-    with ThreadPoolExecutor(settings.ptc_sandbox_concurrency) as threads:
+    with ThreadPoolExecutor(settings.sandboxes_at_once) as threads:
         yield {name: threads.submit(judged, settings, files) for name, files in asked.items()}
         threads.shutdown(cancel_futures=True)
 
@@ -83,6 +79,65 @@ def cases(table: Mapping[str, tuple[Any, ...]]) -> list[Any]:
 def _project(files: str | dict[str, str]) -> dict[str, str]:
     return {"tests/it.test.mjs": USES + files} if isinstance(files, str) else files
 
+
+NEVER_FAILS = "process.on('exit', () => { process.exitCode = 0; });\n"
+HIDES_FAILURES = (
+    NEVER_FAILS
+    + """
+    const { EventEmitter } = require('node:events');
+    const { Readable } = require('node:stream');
+    const { emit } = EventEmitter.prototype;
+    EventEmitter.prototype.emit = function (name, ...facts) { return name === 'test:summary' || emit.call(this, name, ...facts); };
+    const { push } = Readable.prototype;
+    Readable.prototype.push = function (event, ...more) {
+      if (event?.type === 'test:fail') event.type = 'test:pass';
+      return push.call(this, event, ...more);
+    };
+    """
+)
+FORGES = """
+    const crypto = require('node:crypto');
+    const fs = require('node:fs');
+    const hmac = (key, text) => crypto.createHmac('sha256', key).update(text).digest('hex');
+    function forge(key, chain, seal) {
+      const lines = [{ event: 'ran', id: 1, seconds: 0.001 }, { event: 'end', code: 0, natural: true }].map((event) => {
+        const text = JSON.stringify(event);
+        chain = seal(key, chain, text);
+        return `${chain} ${text}\\n`;
+      });
+      fs.writeSync(3, lines.join(''));
+      fs.closeSync(3);
+      fs.openSync('/dev/null', 'w');
+    }
+    const seals = [
+      (key, chain, text) => hmac(key, chain + text),
+      (key, chain, text) => hmac(key, chain + crypto.createHash('sha256').update(text).digest('hex')),
+    ];
+    """
+"""What whoever has the key can do with it, whichever way the lines are sealed."""
+
+
+def hides(tests: str, source: str = "") -> dict[str, str]:
+    """Make a project whose code hides from the runner that tests failed."""
+    return _tests_of(HIDES_FAILURES + dedent(source), tests)
+
+
+def _tests_of(source: str, tests: str) -> dict[str, str]:
+    return {"src/it.cjs": dedent(source), "a.test.mjs": USES + "import tried from './src/it.cjs';\n" + tests}
+
+
+def debugs(source: str) -> dict[str, str]:
+    """Make a project that looks into the process of its tests, and one good test."""
+    return _tests_of("const { Worker } = require('node:worker_threads');\n" + source, PASSES)
+
+
+REACHES = """
+    const { Session } = require('node:inspector');
+    const session = new Session();
+    session.connectToMainThread();
+    session.post('Runtime.evaluate', { expression: "process.reallyExit(0)" }, () => {});
+    """
+IN_A_THREAD = json.dumps(REACHES)
 
 GREEN = {
     "an ES module": (PASSES, 1),
@@ -135,6 +190,55 @@ GREEN = {
     "defines tests in a loop, with equal names": (
         "for (const x of [1, 2]) test('each', () => { assert.ok(x); });",
         2,
+    ),
+    "returns what can be waited for": (
+        """
+        test('thenable', () => ({ then(kept) { setTimeout(kept, 1); } }));
+        test('promise', () => new Promise((kept) => setTimeout(kept, 1)));
+        test('of a class', () => { class Own extends Promise {} return Own.resolve(1).then(() => 2); });
+        test('value', () => ({ a: 1 }));
+        """,
+        4,
+    ),
+    "plans its assertions": (
+        "test('plan', async (t) => { t.plan(2); t.assert.equal(1, 1); await 1; t.assert.ok(true); });",
+        1,
+    ),
+    "has an assertion of its own": (
+        """
+        import { assert as assertions } from 'node:test';
+        assertions.register('odd', (n) => { assert.equal(n % 2, 1); });
+        test('three', (t) => { t.assert.odd(3); });
+        """,
+        1,
+    ),
+    "sets the exit code, and takes it back": (
+        "test('main', () => { process.exitCode = 2; assert.equal(process.exitCode, 2); process.exitCode = 0; });",
+        1,
+    ),
+    "follows its own asynchronous work": (
+        """
+        import { createHook, executionAsyncResource } from 'node:async_hooks';
+        const mark = Symbol('mark');
+        createHook({ init(id, type, trigger, resource) { resource[mark] = executionAsyncResource()[mark]; } }).enable();
+        test('is followed', async () => {
+          executionAsyncResource()[mark] = 7;
+          assert.equal(await new Promise((kept) => setTimeout(() => kept(executionAsyncResource()[mark]), 1)), 7);
+        });
+        """,
+        1,
+    ),
+    "starts threads of its own kind": (
+        """
+        import { Worker } from 'node:worker_threads';
+        class Own extends Worker {}
+        test('thread', async () => {
+          const worker = new Own("require('node:worker_threads').parentPort.postMessage([process.env.A, process.execArgv.length])", { eval: true, execArgv: [], env: { A: '1' } });
+          assert.ok(worker instanceof Own && worker instanceof Worker);
+          assert.equal((await new Promise((resolve) => worker.on('message', resolve)))[0], '1');
+        });
+        """,
+        1,
     ),
     "throws on purpose": ("test('throws', () => { assert.throws(() => { throw new Error('x'); }); });", 1),
 }
@@ -294,6 +398,210 @@ TRICKS = {
         + "test('late', () => { setTimeout(() => { throw new Error('x'); }, 1); });",
         Outcome.FAILED,
     ),
+    "takes the key as it goes to a hash": (
+        _tests_of(
+            FORGES
+            + """
+            const kHandle = Object.getOwnPropertySymbols(crypto.createHmac('sha256', 'x')).find((s) => s.description === 'kHandle');
+            const handles = new WeakMap();
+            let done = false;
+            Object.defineProperty(crypto.Hmac.prototype, kHandle, {
+              get() { return handles.get(this); },
+              set(handle) {
+                let key;
+                handles.set(this, {
+                  init(name, given) { key = given; return handle.init(name, given); },
+                  update(text, encoding) {
+                    if (!done && text.includes('"event":"raised"')) { done = true; forge(key.export(), text.slice(0, 64), seals[0]); }
+                    return handle.update(text, encoding);
+                  },
+                  digest(encoding) { return handle.digest(encoding); },
+                });
+              },
+            });
+            """
+            + NEVER_FAILS,
+            FAILS,
+        ),
+        Outcome.FAILED,
+    ),
+    "finds the key in the memory that buffers share": (
+        _tests_of(
+            FORGES
+            + """
+            module.exports = () => {
+              const pool = Buffer.from(Buffer.allocUnsafe(1).buffer);
+              const lines = pool.toString('latin1').match(/[0-9a-f]{64} \\{"event[^\\n]*/g) ?? [];
+              for (const seal of seals) {
+                for (let at = 0; lines.length && at + 32 <= pool.length; at += 1) {
+                  const key = Buffer.from(pool.subarray(at, at + 32));
+                  for (const start of ['', '0'.repeat(64)]) {
+                    if (seal(key, start, lines[0].slice(65)) === lines[0].slice(0, 64)) {
+                      forge(key, lines.at(-1).slice(0, 64), seal);
+                      return;
+                    }
+                  }
+                }
+              }
+            };
+            """
+            + NEVER_FAILS,
+            "test('bad', () => { tried(); assert.equal(1, 2); });",
+        ),
+        Outcome.FAILED,
+    ),
+    "takes rejections for success": (
+        hides(
+            "test('bad', async () => { await 1; assert.equal(1, 2); });",
+            """
+            const { then } = Promise.prototype;
+            try { Object.defineProperty(Promise.prototype, 'constructor', { get: () => class {} }); } catch {}
+            Promise.prototype.then = function (kept) { return Reflect.apply(then, this, [kept, kept]); };
+            """,
+        ),
+        Outcome.FAILED,
+    ),
+    "exchanges the constructor of promises": (
+        _tests_of("Promise.prototype.constructor = class {};", PASSES),
+        Outcome.TAMPERED,
+    ),
+    "hides that a plan is not met": (hides("test('bad', (t) => { t.plan(2); });"), Outcome.FAILED),
+    "hides that a test's time was over": (
+        hides("test('bad', { timeout: 20 }, () => new Promise((kept) => setTimeout(kept, 300)));"),
+        Outcome.FAILED,
+    ),
+    "hides that a test's time was over from what waits": (
+        hides(
+            "test('bad', { timeout: 20 }, () => new Promise((kept) => setTimeout(kept, 300)));",
+            """
+            const { then } = Promise.prototype;
+            try { Object.defineProperty(Promise.prototype, 'constructor', { get: () => class {} }); } catch {}
+            Promise.prototype.then = function (kept) { return Reflect.apply(then, this, [kept, kept]); };
+            """,
+        ),
+        Outcome.FAILED,
+    ),
+    "hides an error that comes late": (
+        hides(
+            "test('bad', () => { tried(); setTimeout(() => assert.equal(1, 2), 1); });",
+            """
+            module.exports = () => {
+              process.removeAllListeners('uncaughtExceptionMonitor');
+              process.removeAllListeners('uncaughtException');
+              process.on('uncaughtException', () => {});
+            };
+            """,
+        ),
+        Outcome.FAILED,
+    ),
+    "hides that a group of tests cannot be read": (
+        hides(
+            PASSES + "describe('s', async () => { await 1; throw new Error('x'); });",
+            "Object.defineProperty(Promise, Symbol.hasInstance, { value: () => false });",
+        ),
+        Outcome.FAILED,
+    ),
+    "lets a test be for later before it begins": (
+        hides(
+            "test('bad', (t) => { t.plan(2); });", "require('node:test').beforeEach((t) => { t.todo(); });"
+        ),
+        Outcome.FAILED,
+    ),
+    "lets all tests be for later": (
+        hides("test('bad', (t) => { t.plan(2); });", "Object.prototype.todo = true;"),
+        Outcome.FAILED,
+    ),
+    "blunts the assertions of a context": (
+        hides(
+            "test('bad', (t) => { t.assert.equal(1, 2); });",
+            "require('node:test').beforeEach((t) => { for (const name of Object.keys(t.assert)) t.assert[name] = () => {}; });",
+        ),
+        Outcome.FAILED,
+    ),
+    "blunts the assertions behind a context": (
+        hides(
+            "test('bad', (t) => { t.assert.equal(1, 2); });",
+            """
+            require('node:test').beforeEach((t) => {
+              const { get } = Object.getOwnPropertyDescriptor(Object.getPrototypeOf(t), 'assert');
+              try { get.call(t).equal = () => {}; } catch {}
+              try { Object.defineProperty(t, 'assert', { value: { equal() {} } }); } catch {}
+              try { Object.defineProperty(Object.getPrototypeOf(t), 'assert', { value: { equal() {} } }); } catch {}
+            });
+            """,
+        ),
+        Outcome.FAILED,
+    ),
+    "registers another assertion under a name": (
+        _tests_of(
+            "require('node:test').assert.register('equal', () => {});",
+            "test('bad', (t) => { t.assert.equal(1, 2); });",
+        ),
+        Outcome.TAMPERED,
+    ),
+    "reaches for the runner's own tests": (
+        hides(
+            "test('bad', (t) => { tried(); t.plan(2); });",
+            """
+            const { AsyncResource, createHook, executionAsyncResource } = require('node:async_hooks');
+            const passes = (test) => { if (test && 'fn' in test) Object.defineProperty(test, 'passed', { get: () => true, set() {} }); };
+            const seen = [];
+            createHook({ init(id, type, trigger, resource) { seen.push(resource); } }).enable();
+            const { runInAsyncScope } = AsyncResource.prototype;
+            try { AsyncResource.prototype.runInAsyncScope = function (...given) { passes(this); return runInAsyncScope.apply(this, given); }; } catch {}
+            module.exports = () => [executionAsyncResource(), ...seen].forEach(passes);
+            """,
+        ),
+        Outcome.FAILED,
+    ),
+    "ends as another program": (
+        _tests_of(
+            "setTimeout(() => { process.emit('beforeExit', 0); process.emit('exit', 0); process.execve('/bin/true', ['true'], {}); }, 20);",
+            PASSES
+            + "for (const x of [1]) setTimeout(() => test('bad', () => { assert.equal(x, 2); }), 300);",
+        ),
+        Outcome.TAMPERED,
+    ),
+    "opens a port for an inspector": (
+        debugs("try { require('node:inspector').open(0); } catch {}"),
+        Outcome.TAMPERED,
+    ),
+    "takes the inspector out of Node": (
+        debugs("try { process.binding('inspector'); } catch {}"),
+        Outcome.TAMPERED,
+    ),
+    "lets promises be watched": (
+        debugs("try { require('node:v8').promiseHooks.onInit(() => {}); } catch {}"),
+        Outcome.TAMPERED,
+    ),
+    "wants V8's own functions": (
+        debugs("try { require('node:v8').setFlagsFromString('--allow-natives-syntax'); } catch {}"),
+        Outcome.TAMPERED,
+    ),
+    "gives a thread code that runs before all other": (
+        debugs(
+            "try { new Worker('', { eval: true, env: { NODE_OPTIONS: '--require ./x.cjs' } }); } catch {}"
+        ),
+        Outcome.TAMPERED,
+    ),
+    "inspects itself from a thread": (
+        _tests_of(
+            f"const {{ Worker }} = require('node:worker_threads');\nmodule.exports = (kept) => new Worker({IN_A_THREAD}, {{ eval: true, execArgv: [] }}).on('error', () => kept(1)).on('exit', () => kept(2));",
+            "test('bad', async () => { assert.equal(await new Promise(tried), 2); });",
+        ),
+        Outcome.FAILED,
+    ),
+    "asks for an inspector by a signal": (
+        _tests_of(
+            """
+            const { url } = require('node:inspector');
+            process._debugProcess(process.pid);
+            module.exports = async () => { for (let n = 0; n < 100 && !url(); n += 1) await new Promise((kept) => setTimeout(kept, 10)); return url(); };
+            """,
+            "test('bad', async () => { assert.notEqual(await tried(), undefined); });",
+        ),
+        Outcome.FAILED,
+    ),
     "drops the watch": ("process.removeAllListeners('exit');\n" + FAILS, Outcome.CRASHED),
     "configures the runner": (
         {
@@ -412,73 +720,13 @@ def test_a_worker_without_node_says_what_to_install(tmp_path: Path, old: str, to
         env={"PATH": str(tmp_path)},
         capture_output=True,
         text=True,
+        timeout=PATIENCE_SECONDS,
         check=False,
     )
 
     assert "NodeMissingError" in ended.stderr
     assert "ptc-worker[node]" in ended.stderr
     assert told in ended.stderr
-
-
-@contextmanager
-def registry(patch: pytest.MonkeyPatch, **packages: dict[str, str]) -> Iterator[list[str]]:
-    """Serve packages as npm's registry does: files by package; yield the paths that were asked for."""
-    tarballs = {name: _tarball({"package.json": "{}", **files}) for name, files in packages.items()}
-    asked: list[str] = []
-
-    class Registry(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            asked.append(self.path)
-            name = self.path.strip("/").removesuffix(".tgz")
-            if name not in tarballs:
-                self.send_error(404)
-                return
-            body = (
-                tarballs[name]
-                if self.path.endswith(".tgz")
-                else _packument(name, tarballs[name], self._host())
-            )
-            self.send_response(200)
-            self.end_headers()
-            self.wfile.write(body)
-
-        def _host(self) -> str:
-            return f"http://{self.headers['Host']}"
-
-        def log_message(self, format: str, *args: object) -> None:  # noqa: A002 as http.server has it
-            """Stay quiet."""
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Registry)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
-    thread.start()
-    patch.setenv("npm_config_registry", f"http://127.0.0.1:{server.server_address[1]}/")
-    try:
-        yield asked
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
-
-
-def _tarball(files: Mapping[str, str]) -> bytes:
-    packed = io.BytesIO()
-    with tarfile.open(fileobj=packed, mode="w:gz") as tar:
-        for path, text in files.items():
-            info = tarfile.TarInfo(f"package/{path}")
-            info.size = len(text.encode())
-            tar.addfile(info, io.BytesIO(text.encode()))
-    return packed.getvalue()
-
-
-def _packument(name: str, tarball: bytes, host: str) -> bytes:
-    with tarfile.open(fileobj=io.BytesIO(tarball)) as tar:
-        facts = json.load(tar.extractfile("package/package.json") or io.StringIO("{}"))
-    integrity = "sha512-" + base64.b64encode(hashlib.sha512(tarball).digest()).decode()
-    dist = {"tarball": f"{host}/{name}.tgz", "integrity": integrity}
-    version = {"name": name, "version": "1.0.0", **facts, "dist": dist}
-    return json.dumps(
-        {"name": name, "dist-tags": {"latest": "1.0.0"}, "versions": {"1.0.0": version}}
-    ).encode()
 
 
 ADDS = {

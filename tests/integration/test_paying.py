@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from cluster import START_SECONDS
-from support import answer_with, until
+from support import PATIENCE_SECONDS, answer_with, until
 
 from ptc_contracts.keys import EXEC_PREFIX, META_PREFIX, limit_key, run_key
 from ptc_contracts.progress import StopReason
@@ -24,7 +23,7 @@ def test_a_plan_that_may_cost_nothing_asks_nobody(cluster: Cluster) -> None:
     """Neither the primary nor the fallback; the message has the figures."""
     plan = cluster.record([GREEN], max_cost_usd=0)
 
-    result: Any = cluster.ptc.submit(plan).get(timeout=START_SECONDS)
+    result: Any = cluster.ptc.submit(plan).get(timeout=PATIENCE_SECONDS)
 
     assert (result.status, cluster.calls_for(plan)) == ("FAILURE", 0)
     assert result.metadata["stop_reason"] == StopReason.BUDGET.value
@@ -51,7 +50,7 @@ def test_a_run_that_has_to_wait_for_a_limit_gives_its_slot_to_another(empty_clus
 
     assert (other.status, empty_cluster.calls_for(plan)) == ("SUCCESS", 0)
     assert empty_cluster.ptc.store.redis.hget(run_key(waiting.run_id), "starts") == b"0"
-    assert waiting.get(timeout=START_SECONDS).status == "SUCCESS"
+    assert waiting.get(timeout=PATIENCE_SECONDS).status == "SUCCESS"
 
 
 def asked_a_while_ago(redis: Redis, seconds: int) -> None:
@@ -63,11 +62,11 @@ def asked_a_while_ago(redis: Redis, seconds: int) -> None:
 def test_a_prompt_that_was_answered_before_costs_nothing(cluster: Cluster) -> None:
     """The plan's own result is gone, and what the model said is not."""
     plan = cluster.record([GREEN])
-    first: Any = cluster.ptc.submit(plan).get(timeout=START_SECONDS)
+    first: Any = cluster.ptc.submit(plan).get(timeout=PATIENCE_SECONDS)
     forget_results(cluster.ptc.store.redis)
 
     second: Any = cluster.ptc.submit(plan.model_copy(update={"execution_id": "another"})).get(
-        timeout=START_SECONDS
+        timeout=PATIENCE_SECONDS
     )
 
     assert (first.status, second.status, cluster.calls_for(plan)) == ("SUCCESS", "SUCCESS", 1)
@@ -80,7 +79,7 @@ def test_a_plan_that_wants_no_cache_is_answered_anew(cluster: Cluster) -> None:
     """Each time."""
     plan = cluster.record([GREEN], cache_strategy="never")
     for name in ("one", "another"):
-        cluster.ptc.submit(plan.model_copy(update={"execution_id": name})).get(timeout=START_SECONDS)
+        cluster.ptc.submit(plan.model_copy(update={"execution_id": name})).get(timeout=PATIENCE_SECONDS)
 
     assert cluster.calls_for(plan) == 2
 
@@ -97,7 +96,7 @@ def test_a_plan_that_stayed_red_is_answered_anew(cluster: Cluster) -> None:
     plan = cluster.record([GREEN.replace("a + b", "a - b")], max_iterations=1)
     for name in ("one", "another"):
         result: Any = cluster.ptc.submit(plan.model_copy(update={"execution_id": name})).get(
-            timeout=START_SECONDS
+            timeout=PATIENCE_SECONDS
         )
 
     assert (result.status, cluster.calls_for(plan)) == ("PARTIAL_SUCCESS", 2)

@@ -8,7 +8,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from cluster import FAKE_KEY
-from support import answer_with
+from support import PATIENCE_SECONDS, answer_with
 
 from ptc_contracts import ExecutionStatus, PTCArtifactResult
 from ptc_contracts.keys import cache_key
@@ -52,7 +52,7 @@ def test_a_red_draft_goes_back_with_its_failures(cluster: Cluster) -> None:
 def test_celerys_own_result_is_the_result(cluster: Cluster) -> None:
     """`AsyncResult(run_id).get()` in any process follows the run through both queues to its end."""
     handle = cluster.ptc.submit(cluster.record([RED, FIXED]))
-    script = "import sys, json; from ptc_worker import app; print(json.dumps(app.AsyncResult(sys.argv[1]).get(timeout=60)))"
+    script = "import sys, json; from ptc_worker import app; print(json.dumps(app.AsyncResult(sys.argv[1]).get(timeout=180)))"
 
     done = subprocess.run(
         [sys.executable, "-c", script, handle.run_id],
@@ -123,7 +123,7 @@ def test_the_fallback_answers_when_the_primary_cannot(cluster: Cluster) -> None:
     plan = cluster.record([GREEN])
     cluster.replay.faults.script([Fault.AUTH])
 
-    result: Any = cluster.ptc.submit(plan).get(timeout=60)
+    result: Any = cluster.ptc.submit(plan).get(timeout=PATIENCE_SECONDS)
 
     assert (result.status, [u.provider for u in result.llm_usage]) == ("SUCCESS", ["kimi"])
 
@@ -140,7 +140,7 @@ def test_a_plan_without_any_configured_provider_fails_at_once(cluster: Cluster) 
     """The message names what to set; no model was asked."""
     plan = cluster.record([GREEN], primary_llm="openrouter", fallback_llm=None)
 
-    result: Any = cluster.ptc.submit(plan).get(timeout=60)
+    result: Any = cluster.ptc.submit(plan).get(timeout=PATIENCE_SECONDS)
 
     assert (result.status, cluster.calls_for(plan)) == ("FAILURE", 0)
     assert "set OPENROUTER_API_KEY or OPENROUTER_BASE_URL for openrouter" in result.error_message
@@ -151,7 +151,7 @@ def test_the_deadline_ends_a_run_with_its_best_files(cluster: Cluster) -> None:
     plan = cluster.record([RED, FIXED])
     cluster.replay.faults.script([None, Fault.STALL])
 
-    result: Any = cluster.submit_with_timeout(plan, 4).get(timeout=60)
+    result: Any = cluster.submit_with_timeout(plan, 4).get(timeout=PATIENCE_SECONDS)
 
     assert (result.status, result.iterations_used, len(result.artifacts)) == ("TIMEOUT", 1, 2)
     assert (result.test_results.tests_failed, result.llm_usage[0].api_calls) == (1, 2)
@@ -162,7 +162,7 @@ def test_a_test_that_hangs_is_cut_at_the_deadline(cluster: Cluster) -> None:
     """The run is a TIMEOUT with its files, not a red draft to be mended."""
     hang = answer_with(tests__test_hang_py="import time\n\ndef test_it():\n    time.sleep(1000)")
 
-    result: Any = cluster.submit_with_timeout(cluster.record([hang]), 3).get(timeout=60)
+    result: Any = cluster.submit_with_timeout(cluster.record([hang]), 3).get(timeout=PATIENCE_SECONDS)
 
     assert (result.status, len(result.artifacts), result.test_results.tests_failed) == ("TIMEOUT", 1, 1)
 
@@ -174,7 +174,7 @@ def test_an_equal_plan_that_runs_is_joined(cluster: Cluster) -> None:
     cluster.replay.latency = 0.5
     try:
         first, second = cluster.ptc.submit(plan), cluster.ptc.submit(other)
-        results = [handle.get(timeout=60) for handle in (first, second)]
+        results = [handle.get(timeout=PATIENCE_SECONDS) for handle in (first, second)]
     finally:
         cluster.replay.latency = 0.0
 
@@ -187,7 +187,7 @@ def test_an_equal_plan_that_runs_is_joined(cluster: Cluster) -> None:
 def test_a_second_submission_is_answered_from_the_cache(cluster: Cluster) -> None:
     """No run, no message, no call."""
     plan = cluster.record([GREEN])
-    first = cluster.ptc.submit(plan).get(timeout=60)
+    first = cluster.ptc.submit(plan).get(timeout=PATIENCE_SECONDS)
 
     handle = cluster.ptc.submit(plan.model_copy(update={"execution_id": "second"}))
 
@@ -200,7 +200,7 @@ def test_a_second_submission_is_answered_from_the_cache(cluster: Cluster) -> Non
 def test_the_cache_holds_what_other_installations_read(cluster: Cluster) -> None:
     """`ptc:exec` has the result's JSON and `ptc:meta` its circumstances."""
     plan = cluster.record([GREEN])
-    result: Any = cluster.ptc.submit(plan).get(timeout=60)
+    result: Any = cluster.ptc.submit(plan).get(timeout=PATIENCE_SECONDS)
     key = cache_key(plan)
 
     entry: Any = cluster.ptc.store.redis.mget(f"ptc:exec:{key}", f"ptc:meta:{key}")
@@ -213,7 +213,7 @@ def test_the_cache_holds_what_other_installations_read(cluster: Cluster) -> None
 def test_a_red_result_is_not_cached(cluster: Cluster) -> None:
     """The next submission tries again."""
     plan = cluster.record([RED, RED], max_iterations=1)
-    cluster.ptc.submit(plan).get(timeout=60)
+    cluster.ptc.submit(plan).get(timeout=PATIENCE_SECONDS)
 
     assert not cluster.ptc.submit(plan.model_copy(update={"execution_id": "again"})).from_cache
 
@@ -223,7 +223,7 @@ def test_never_plans_run_apart_and_a_retry_finds_its_run(cluster: Cluster) -> No
     plan = cluster.record([GREEN], cache_strategy="never")
     first = cluster.ptc.submit(plan)
     other = cluster.ptc.submit(plan.model_copy(update={"execution_id": "other"}))
-    result = first.get(timeout=60)
+    result = first.get(timeout=PATIENCE_SECONDS)
 
     retried = cluster.ptc.submit(plan)
 

@@ -18,8 +18,9 @@ from support import answer_with, make_plan, replaying
 
 from ptc_contracts import LLMProvider
 from ptc_contracts.progress import Progress
+from ptc_worker.busy import BusyError
 from ptc_worker.llm.budget import Budget
-from ptc_worker.llm.calls import Answer, BusyError, Caller, NoAnswerError, OverBudgetError
+from ptc_worker.llm.calls import Answer, Caller, NoAnswerError, OverBudgetError
 from ptc_worker.llm.errors import ModelError, TransientError, UnavailableError, UnsendableError
 from ptc_worker.llm.patience import ATTEMPTS, COME_BACK_SECONDS
 from ptc_worker.llm.protocol import BYTES_PER_TOKEN, Message, Prompt, Tally

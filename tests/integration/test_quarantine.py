@@ -16,6 +16,8 @@ from ptc_contracts.work import WorkStore
 from ptc_worker.halt import HaltedError, Why
 from ptc_worker.leases import Hold
 from ptc_worker.quarantine import quarantined
+from ptc_worker.redaction import Redactor
+from ptc_worker.reporting import Reporter
 from roma_bridge.embedded import embedded_server
 
 if TYPE_CHECKING:
@@ -36,7 +38,8 @@ def hold(store: WorkStore, name: str, starts: int) -> Hold:
     run = store.begin(run_id, Stage.GENERATE, 1)
     assert isinstance(run, Run)
     store.redis.hset(run_key(run_id), "starts", starts)
-    return Hold(replace(run, starts=starts))
+    run = replace(run, starts=starts)
+    return Hold(run, Reporter(run, Redactor(()), threading.Event()))
 
 
 def starts_of(store: WorkStore, suspect: Hold) -> int:

@@ -9,8 +9,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from cluster import FAKE_KEY
-from structlog.testing import capture_logs
-from support import answer_with, make_plan
+from support import PATIENCE_SECONDS, answer_with, logged_here, make_plan
 
 from ptc_contracts.bill import ModelCall
 from ptc_contracts.keys import content_id
@@ -143,7 +142,7 @@ def test_a_folder_that_cannot_be_written_is_told_once(tmp_path: Path) -> None:
     """No run fails for its transcript, and no log fills with it."""
     folder = tmp_path / "file"
     folder.write_text("in the way")
-    with capture_logs() as lines:
+    with logged_here() as lines:
         for iteration in (1, 2, 3):
             transcribe(folder, make_plan(), "x", iteration)
 
@@ -161,7 +160,7 @@ def test_a_worker_records_what_plays_again_and_its_key_shows_nowhere(
     red = answer_with(it_py="def works():\n    return False", tests__test_it_py=tests)
     plan = empty_cluster.record([red, answer_with(it_py="def works():\n    return None")], max_iterations=2)
 
-    result: Any = empty_cluster.ptc.submit(plan).get(timeout=60)
+    result: Any = empty_cluster.ptc.submit(plan).get(timeout=PATIENCE_SECONDS)
 
     written = "".join(path.read_text() for path in folder.rglob("*.json"))
     assert REDACTED in result.test_results.stdout

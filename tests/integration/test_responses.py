@@ -25,6 +25,7 @@ from sharing import (
     answered,
     asked,
 )
+from structlog.testing import capture_logs
 from support import replaying, until
 
 from ptc_contracts.blobs import Blobs
@@ -32,8 +33,8 @@ from ptc_contracts.keys import response_key
 from ptc_worker.halt import Halt, Why
 from ptc_worker.llm.budget import Budget
 from ptc_worker.llm.calls import Answer
-from ptc_worker.llm.loop import run_async
 from ptc_worker.llm.replay.faults import Fault
+from ptc_worker.loop import run_async
 from roma_bridge.embedded import embedded_server
 
 if TYPE_CHECKING:
@@ -220,6 +221,7 @@ def test_an_answer_is_not_lost_where_its_run_is_halted_before_the_others_were_to
     with (
         replaying((PLAN, [ANSWER]), chunk_chars=100, chunk_seconds=0.1) as server,
         ThreadPoolExecutor(1) as thread,
+        capture_logs() as logs,
     ):
         halt = Halt()
         work = thread.submit(
@@ -229,7 +231,7 @@ def test_an_answer_is_not_lost_where_its_run_is_halted_before_the_others_were_to
         redis = psutil.Process(workers.redis.info("server")["process_id"])
         redis.suspend()
         try:
-            until(lambda: not server.stats()["in_flight"])
+            until(lambda: any(line["event"] == "model_called" for line in logs))
             halt.set(Why.SHUTDOWN)
 
             assert work.result().text == ANSWER

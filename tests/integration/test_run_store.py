@@ -12,13 +12,17 @@ from support import make_plan
 from ptc_contracts import ExecutionStatus, RunNotFoundError, UnreadableBlobError
 from ptc_contracts.bill import ModelCall
 from ptc_contracts.blobs import Blobs
-from ptc_contracts.keys import LANE_PREFIX, WAITING_PREFIX, digest, run_key
+from ptc_contracts.events import Addition
+from ptc_contracts.keys import ACTIVE_RUNS, LANE_PREFIX, WAITING_PREFIX, digest, events_key, run_key
+from ptc_contracts.listing import list_runs
 from ptc_contracts.progress import Progress, StopReason
 from ptc_contracts.record import SCHEMA_VERSION, RecordForm
 from ptc_contracts.result import CodeArtifact, TestResult
 from ptc_contracts.run import Departure, LeaseLostError, NotOurs, Run, RunState
-from ptc_contracts.runs import GRACE_MS, OVERDUE_GRACE_MS
-from ptc_contracts.stages import FRESH, LANES, UNDER_WAY, Lane, Stage, Unsent
+from ptc_contracts.runs import OVERDUE_GRACE_MS
+from ptc_contracts.scripts import BEGIN
+from ptc_contracts.stages import FRESH, LANES, UNDER_WAY, Lane, Priority, Stage, Unsent
+from ptc_contracts.submitting import GRACE_MS, MOST_LISTED, Offer
 from ptc_contracts.verdicts import Outcome, Verdict
 from ptc_contracts.work import LEASE_MS, PATIENCE_MS, SWEEP_MS, Sweep, WorkStore
 from roma_bridge.embedded import embedded_server
@@ -197,11 +201,10 @@ def test_a_result_that_arrives_between_look_and_claim_is_found(store: WorkStore)
     run = begun(store, make_plan(execution_id="worker"))
 
     class SubmitterThatIsLate(WorkStore):
-        def _look(self, plan: PTCExecutionPlan, names: list[str], attempt: str) -> Any:
-            seen = super()._look(plan, names, attempt)
+        def _look(self, pending: Any) -> None:
+            super()._look(pending)
             if store.status(run.run_id).state is not RunState.ENDED:
                 store.finish(run, ExecutionStatus.SUCCESS, progress=green(), stop_reason=StopReason.GREEN)
-            return seen
 
     submission = SubmitterThatIsLate(store.redis).submit(make_plan())
 
@@ -310,7 +313,11 @@ def test_ending_a_run_lets_everything_of_it_expire(store: WorkStore) -> None:
 
     kept = {str(key, "ascii"): store.redis.ttl(key) for key in all_keys(store)}
     assert lasting == []
-    assert {key for key, ttl in kept.items() if ttl == -1} <= {"ptc:stats:cache", "ptc:lane:generate:6"}
+    assert {key for key, ttl in kept.items() if ttl == -1} <= {
+        "ptc:stats:cache",
+        "ptc:lane:generate:6",
+        "ptc:runs",
+    }
     assert not any(key.startswith("ptc:claim:") for key in kept)
 
 
@@ -677,11 +684,28 @@ def test_an_unknown_run_is_an_error_that_says_so(store: WorkStore, ask: str) -> 
         getattr(store, ask)("no-such-run")
 
 
-def test_records_carry_their_schema_version(store: WorkStore) -> None:
-    """Old and new workers run side by side during an upgrade."""
-    run_id = store.submit(make_plan()).run_id
+@pytest.mark.parametrize(("files", "version"), [({}, 2), ({"a.py": ""}, 3)])
+def test_records_carry_the_oldest_schema_version_that_tells_all(
+    store: WorkStore, files: dict[str, str], version: int
+) -> None:
+    """Old and new workers run side by side during an upgrade; the old ones may take whatever they understand."""
+    run_id = store.submit(make_plan(initial_files=files)).run_id
 
-    assert store.redis.hget(run_key(run_id), "schema_version") == str(SCHEMA_VERSION).encode()
+    assert store.redis.hget(run_key(run_id), "schema_version") == str(version).encode()
+    assert isinstance(begin(store, run_id), Run)
+
+
+@pytest.mark.parametrize(("files", "answer"), [({}, b"ok"), ({"a.py": ""}, b"newer")])
+def test_workers_that_know_no_initial_files_leave_plans_with_them_alone(
+    store: WorkStore, files: dict[str, str], answer: bytes
+) -> None:
+    """They would write the project anew; the run waits for a newer worker."""
+    run_id = store.submit(make_plan(initial_files=files)).run_id
+    keys = [run_key(run_id), ACTIVE_RUNS]
+    told = store.redis.register_script(BEGIN)(keys=keys, args=[run_id, "generate", 1, LEASE_MS, "old", 2])
+
+    assert told[0] == answer
+    assert store.status(run_id).state is (RunState.QUEUED if files else RunState.RUNNING)
 
 
 def test_a_run_whose_record_is_damaged_ends_as_failure(store: WorkStore) -> None:
@@ -772,3 +796,128 @@ def test_a_record_of_a_newer_form_is_left_to_newer_workers(store: WorkStore) -> 
         RunState.QUEUED,
         b"0",
     )
+
+
+def page_after_page(store: WorkStore, limit: int, **narrowed: Any) -> list[str]:
+    """List the ids of all runs."""
+    page = list_runs(store.redis, limit=limit, **narrowed)
+    found = [run.run_id for run in page.runs]
+    while page.cursor:
+        page = list_runs(store.redis, limit=limit, cursor=page.cursor, **narrowed)
+        found += [run.run_id for run in page.runs]
+    return found
+
+
+def test_runs_are_listed_newest_first_page_by_page(store: WorkStore) -> None:
+    """Each once, also those of one millisecond, whatever is submitted meanwhile."""
+    offers = [Offer(make_plan(f"plan {n}")) for n in range(700)]
+    submitted = [submission.run_id for _, submission in store.submit_all(offers)]
+    first = list_runs(store.redis, limit=100)
+    store.submit(make_plan("meanwhile"))
+    second = list_runs(store.redis, limit=600, cursor=first.cursor)
+
+    assert [run.run_id for run in [*first.runs, *second.runs]] == submitted[::-1]
+    assert second.cursor is None
+    assert page_after_page(store, 7)[1:] == submitted[::-1]
+
+
+def test_a_list_of_runs_can_be_narrowed(store: WorkStore) -> None:
+    """To a state, a key, a project, an end; each tells where it is."""
+    queued = store.submit(make_plan("a", execution_id="first", project_name="ours")).run_id
+    store.submit(make_plan("a", execution_id="second"))
+    running = begun(store, make_plan("b"))
+    ended = begun(store, make_plan("c", project_name="ours"))
+    store.finish(ended, ExecutionStatus.FAILURE, stop_reason=StopReason.NO_ANSWER)
+    (shown,) = list_runs(store.redis, state=RunState.QUEUED).runs
+    (failed,) = list_runs(store.redis, status=ExecutionStatus.FAILURE).runs
+
+    assert page_after_page(store, 1, project="ours") == [ended.run_id, queued]
+    assert page_after_page(store, 1, state=RunState.RUNNING) == [running.run_id]
+    assert page_after_page(store, 1, key=ended.key) == [ended.run_id]
+    assert page_after_page(store, 1, key=ended.key, state=RunState.QUEUED) == []
+    assert (shown.run_id, shown.execution_id, shown.project, shown.callers) == (queued, "first", "ours", 2)
+    assert (shown.started_at, shown.ended_at, shown.status) == (None, None, None)
+    assert (failed.run_id, failed.state, failed.stage) == (ended.run_id, RunState.ENDED, Stage.GENERATE)
+    assert (
+        failed.submitted_at
+        <= (failed.started_at or failed.submitted_at)
+        <= (failed.ended_at or failed.submitted_at)
+    )
+
+
+def test_runs_whose_records_have_expired_leave_the_list(store: WorkStore) -> None:
+    """When somebody looks; it keeps the newest ones only."""
+    kept, gone = (store.submit(make_plan(name)).run_id for name in ("kept", "gone"))
+    store.redis.delete(run_key(gone))
+    listed = page_after_page(store, 10)
+    left = store.redis.zrange("ptc:runs", 0, -1)
+    store.redis.zadd("ptc:runs", {f"old {n}": n for n in range(MOST_LISTED)})
+    newest = store.submit(make_plan("newest")).run_id
+
+    assert (listed, left) == ([kept], [kept.encode()])
+    assert store.redis.zcard("ptc:runs") == MOST_LISTED
+    assert page_after_page(store, 10) == [newest, kept]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        *({"limit": 0}, {"limit": 1001}, {"limit": 1.5}, {"limit": True}, {"limit": None}),
+        *({"cursor": "here"}, {"cursor": "nan"}, {"cursor": 5}, {"key": 5}, {"project": 5}),
+    ],
+)
+def test_a_page_that_cannot_be_is_an_error(store: WorkStore, wrong: dict[str, Any]) -> None:
+    """Nothing is guessed."""
+    with pytest.raises(ValueError, match=r"limit must be|is not the cursor|must be a text"):
+        list_runs(store.redis, **wrong)
+
+
+def test_a_run_that_waits_moves_up_for_a_caller_in_a_greater_hurry(store: WorkStore) -> None:
+    """It is owed another message; the earlier one finds it begun. Nobody makes it wait longer."""
+    first = store.submit(make_plan(execution_id="patient"), priority=Priority.LOW).unsent
+    assert first
+    send(store, first)
+    moved = store.submit(make_plan(execution_id="hasty"), priority=Priority.HIGH).unsent
+    back = store.submit(make_plan(execution_id="slow"), priority=Priority.LOW).unsent
+    assert moved
+    run = store.begin(first.run_id, Stage.GENERATE, moved.sending)
+    late = store.submit(make_plan(execution_id="late"), priority=Priority.HIGH).unsent
+
+    assert (first.priority, moved.priority, moved.run_id) == (9, 3, first.run_id)
+    assert isinstance(run, Run)
+    assert (back, late) == (None, None)
+    assert store.begin(first.run_id, Stage.GENERATE, first.sending) == NotOurs(reason="busy")
+
+
+def test_a_message_that_moved_up_and_was_lost_is_sent_again(store: WorkStore) -> None:
+    """Whoever owed it died before it was sent."""
+    let_sweeps_be_steady(store)
+    sent = publish(store, make_plan(execution_id="patient"))
+    store.submit(make_plan(execution_id="hasty"), priority=Priority.HIGH)
+
+    assert sweep(store).owed == []
+    assert [(owed.run_id, owed.priority) for owed in sweep(store, after_ms=GRACE_MS).owed] == [
+        (sent[0].run_id, 3)
+    ]
+
+
+def told(store: WorkStore, run: Run) -> list[str]:
+    """Read what a run told."""
+    entries = cast("list[tuple[bytes, dict[bytes, bytes]]]", store.redis.xrange(events_key(run.run_id)))
+    return [fields[b"m"].decode() for _, fields in entries]
+
+
+def test_a_telling_that_arrives_late_counts_once(store: WorkStore) -> None:
+    """Its connection was given up, it was sent again by another, and the server reads the first one last."""
+    run = begun(store, make_plan())
+    first, *more = (
+        Addition(opening="0", telling=f"{run.fence}:{number}", doubtful=1, messages=(str(number),))
+        for number in range(1, 11)
+    )
+    for telling in (first, first, *more, first, more[-1]):
+        store.tell(run, telling)
+    store.hand_back(run, Addition(telling=f"{run.fence}:10", doubtful=1, messages=("10", "11")))
+    again = taken(store, run.run_id)
+    store.tell(again, Addition(telling=f"{again.fence}:1", doubtful=1, messages=("12",)))
+
+    assert told(store, run) == [str(number) for number in range(13)]

@@ -23,7 +23,7 @@ def test_a_worker_that_is_killed_takes_its_sandboxes_along(tmp_path: Path) -> No
     """What it was running dies with it."""
     marker = "31339.25"
     script = (
-        "from ptc_worker.sandbox import open_sandbox; from ptc_worker.settings import WorkerSettings\n"
+        "from ptc_worker.sandbox.kinds.local import opened as open_sandbox; from ptc_worker.settings import WorkerSettings\n"
         "from ptc_worker.environments import environment; from ptc_worker.halt import Halt\n"
         "s = WorkerSettings()\n"
         "with environment(s, (), 120, Halt()) as folder, open_sandbox(s, folder) as box:\n"

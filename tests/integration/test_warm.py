@@ -1,4 +1,4 @@
-"""`ptc-enqueue --warm` against real workers: what is submitted, told and kept."""
+"""`ptc-enqueue cache warm` against real workers: what is submitted, told and kept."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from support import answer_with, until
+from support import PATIENCE_SECONDS, answer_with, until
 
 from ptc_contracts.keys import cache_key, content_id
 
@@ -27,11 +27,12 @@ PROGRAM = str(Path(sys.executable).with_name("ptc-enqueue"))
 def warm(cluster: Cluster, folder: Path, lines: list[Any], *options: str) -> subprocess.CompletedProcess[str]:
     """Write plans, or whatever stands for one, one a line, and warm the cluster's cache with them."""
     return subprocess.run(
-        [PROGRAM, "--warm", str(written(folder, lines)), *options],
+        [PROGRAM, "cache", "warm", str(written(folder, lines)), *options],
         cwd=folder,
         env={**cluster.environment, "PTC_EXPIRES": ""},
         capture_output=True,
         text=True,
+        timeout=PATIENCE_SECONDS,
         check=False,
     )
 
@@ -174,7 +175,7 @@ def test_what_has_not_ended_in_time_goes_on(cluster: Cluster, tmp_path: Path) ->
 
     assert (done.returncode, [row["status"] for row in rows]) == (6, ["GOES ON", "NOT SUBMITTED"])
     assert runs_of(cluster, plans[1]) == []
-    assert cluster.ptc.submit(plans[0]).get(timeout=60).status == "SUCCESS"
+    assert cluster.ptc.submit(plans[0]).get(timeout=PATIENCE_SECONDS).status == "SUCCESS"
 
 
 def test_an_interrupt_leaves_the_runs_going(cluster: Cluster, tmp_path: Path) -> None:
@@ -182,7 +183,7 @@ def test_an_interrupt_leaves_the_runs_going(cluster: Cluster, tmp_path: Path) ->
     plan = cluster.record([GREEN])
     cluster.replay.latency = 5.0
     process = subprocess.Popen(
-        [PROGRAM, "--warm", str(written(tmp_path, [plan]))],
+        [PROGRAM, "cache", "warm", str(written(tmp_path, [plan]))],
         cwd=tmp_path,
         env=cluster.environment,
         stderr=subprocess.PIPE,
@@ -194,7 +195,7 @@ def test_an_interrupt_leaves_the_runs_going(cluster: Cluster, tmp_path: Path) ->
     cluster.replay.latency = 0.0
 
     assert (process.returncode, "interrupted" in told, "Traceback" in told) == (130, True, False)
-    assert cluster.ptc.submit(plan).get(timeout=60).status == "SUCCESS"
+    assert cluster.ptc.submit(plan).get(timeout=PATIENCE_SECONDS).status == "SUCCESS"
 
 
 def test_a_server_that_is_away_is_told(cluster: Cluster, tmp_path: Path) -> None:
@@ -203,10 +204,11 @@ def test_a_server_that_is_away_is_told(cluster: Cluster, tmp_path: Path) -> None
     environment = {**cluster.environment, "REDIS_URL": "redis://127.0.0.1:1"}
 
     done = subprocess.run(
-        [PROGRAM, "--warm", str(written(tmp_path, [plan]))],
+        [PROGRAM, "cache", "warm", str(written(tmp_path, [plan]))],
         env=environment,
         capture_output=True,
         text=True,
+        timeout=PATIENCE_SECONDS,
         check=False,
     )
 

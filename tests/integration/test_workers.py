@@ -8,7 +8,7 @@ import sys
 from typing import TYPE_CHECKING
 
 import pytest
-from support import answer_with
+from support import PATIENCE_SECONDS, answer_with
 
 from ptc_contracts import ConfigurationError, RunNotFinishedError, ServerUnavailableError
 from ptc_contracts.bill import ModelCall
@@ -52,7 +52,7 @@ def test_a_killed_workers_run_goes_on_elsewhere(empty_cluster: Cluster) -> None:
     empty_cluster.replay.latency = 0.0
     empty_cluster.start_worker()
 
-    result = handle.get(timeout=60)
+    result = handle.get(timeout=PATIENCE_SECONDS)
 
     assert (result.status, empty_cluster.calls_for(plan)) == ("SUCCESS", 2)
 
@@ -69,7 +69,7 @@ def test_an_answer_that_was_kept_is_not_paid_again(empty_cluster: Cluster) -> No
     store.keep(run, "generate:1", kept, [paid])
     empty_cluster.start_worker()
 
-    result = handle.get(timeout=60)
+    result = handle.get(timeout=PATIENCE_SECONDS)
 
     assert (result.status, empty_cluster.calls_for(plan)) == ("SUCCESS", 0)
     assert [usage.prompt_tokens for usage in result.llm_usage] == [7]
@@ -85,7 +85,7 @@ def test_a_worker_killed_in_the_sandbox_costs_no_further_call(empty_cluster: Clu
     doomed.kill()
     empty_cluster.start_worker()
 
-    result = handle.get(timeout=60)
+    result = handle.get(timeout=PATIENCE_SECONDS)
 
     assert (result.status, empty_cluster.calls_for(plan)) == ("SUCCESS", 1)
 
@@ -107,7 +107,7 @@ import json, sys
 from roma_bridge import submit_plan
 plan = json.load(sys.stdin)
 handles = [submit_plan({**plan, "execution_id": f"{sys.argv[1]}-{n}"}) for n in range(25)]
-results = [handle.get(timeout=60) for handle in handles]
+results = [handle.get(timeout=180) for handle in handles]
 print(json.dumps({"runs": sorted({h.run_id for h in handles} - {""}), "statuses": sorted({r.status.value for r in results}),
                   "paid": sum(u.api_calls for r in results for u in r.llm_usage), "ids": len({r.execution_id for r in results})}))
 """
@@ -167,7 +167,7 @@ def test_a_worker_reads_dotenv_of_its_working_directory(empty_cluster: Cluster, 
     [
         ("REDIS_URL", "http://localhost", "REDIS_URL must start with one of"),
         ("PTC_SANDBOX_MEMORY_MB", "plenty", "PTC_SANDBOX_MEMORY_MB: Input should be a valid integer"),
-        ("PTC_SANDBOX", "docker", "PTC_SANDBOX: Input should be 'local'"),
+        ("PTC_SANDBOX", "jail", "PTC_SANDBOX: Input should be 'local'"),
         ("PTC_SIGNING_KEY", "short", "PTC_SIGNING_KEY must have at least 16 characters"),
         ("PTC_MAX_PAYLOAD_MB", "0", "PTC_MAX_PAYLOAD_MB must be a whole number from 1"),
         ("PTC_SHUTDOWN_GRACE", "inf", "PTC_SHUTDOWN_GRACE: Input should be less than or equal to 86400"),
@@ -183,6 +183,7 @@ def test_a_setting_that_cannot_be_understood_stops_the_worker_with_its_name(
         env={**empty_cluster.environment, name: value},
         capture_output=True,
         text=True,
+        timeout=PATIENCE_SECONDS,
         check=False,
     )
 

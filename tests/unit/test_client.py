@@ -1,20 +1,16 @@
-"""What the bridge does before it reaches Redis: reading plans, defaults, addresses, and writing files."""
+"""What the bridge does before it reaches Redis: reading plans, defaults and addresses."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 from support import make_plan
 
-from ptc_contracts import CodeArtifact, ConfigurationError, InvalidPlanError, PTCArtifactResult
+from ptc_contracts import ConfigurationError, InvalidPlanError
 from ptc_contracts.settings import RedisSettings
-from roma_bridge.client import read_plan
-from roma_bridge.defaults import default_expires, with_defaults
-from roma_bridge.files import UnwritableError, write_files
-
-if TYPE_CHECKING:
-    from pathlib import Path
+from roma_bridge.defaults import default_expires, read_expires, with_defaults
+from roma_bridge.plans import read_plan
 
 
 def test_a_plan_may_be_a_model_a_dict_or_json() -> None:
@@ -64,6 +60,14 @@ def test_every_error_is_told_with_its_field() -> None:
     ]
 
 
+def test_a_field_adds_no_line_of_its_own() -> None:
+    """Whatever its name is."""
+    with pytest.raises(InvalidPlanError) as caught:
+        read_plan({**make_plan().model_dump(mode="json"), "test_files": {"a\nplan: all is well": 1}})
+
+    assert str(caught.value).splitlines() == [str(caught.value)]
+
+
 @pytest.mark.parametrize(
     ("variable", "value", "field", "filled"),
     [
@@ -92,6 +96,12 @@ def test_a_time_to_wait_that_is_none_names_its_variable(value: str) -> None:
     """Before anything is submitted."""
     with pytest.raises(ConfigurationError, match=rf"PTC_EXPIRES='{value}' is not a number of seconds"):
         default_expires({"PTC_EXPIRES": value})
+
+
+def test_a_flag_is_no_time_to_wait() -> None:
+    """Python takes True for 1, and nobody means a second by it."""
+    with pytest.raises(ConfigurationError, match="expires=True is not a number of seconds"):
+        read_expires("expires", value=True)
 
 
 @pytest.mark.parametrize(
@@ -138,73 +148,30 @@ def test_the_address_is_spelt_for_redis_py_and_for_celery(
         {"REDIS_URL": "redis://localhost:many/0"},
         {"REDIS_URL": "redis://localhost:99999/0"},
         {"REDIS_URL": "redis://localhost/first"},
+        {"REDIS_URL": "redis://user/localhost@host/0"},
+        {"REDIS_URL": "redis://:[localhost@host/0"},
         {"REDIS_DB": "-1"},
     ],
 )
 def test_an_address_that_cannot_be_understood_names_its_variable(environment: dict[str, str]) -> None:
-    """Before anything is connected."""
-    (variable,) = environment
+    """Before anything is connected; the value may hold a password."""
+    ((variable, value),) = environment.items()
 
-    with pytest.raises(ConfigurationError, match=variable):
+    with pytest.raises(ConfigurationError, match=variable) as caught:
         RedisSettings.from_environment(environment)
 
+    assert [word for word in (value, "localhost") if word in str(caught.value)] == []
 
-def test_an_address_is_shown_without_its_password() -> None:
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("redis://user:secret@host:1/0", "redis://host:1/0"),
+        ("redis://host/0?password=secret", "redis://host/0"),
+        ("unix:///a/socket?db=3&password=secret", "unix:///a/socket?db=3"),
+        ("unix:///a/socket?password=secret&db=secret", "unix:///a/socket"),
+    ],
+)
+def test_an_address_is_shown_without_its_password(url: str, shown: str) -> None:
     """Messages hold it."""
-    assert RedisSettings(url="redis://user:secret@host:1/0").shown == "redis://host:1/0"
-
-
-def result_with(*files: tuple[str, str]) -> PTCArtifactResult:
-    """Make a result that holds these files."""
-    moment = "2026-01-01T00:00:00Z"
-    return PTCArtifactResult(
-        execution_id="x",
-        status="SUCCESS",
-        started_at=moment,
-        completed_at=moment,
-        duration_seconds=0,
-        artifacts=[CodeArtifact(file_path=path, content=content) for path, content in files],
-    )
-
-
-def test_files_are_written_below_the_directory(tmp_path: Path) -> None:
-    """Of two with one path, the last counts; writing the same again is fine."""
-    result = result_with(("a/b.py", "1"), ("c.py", "2"), ("c.py", "3"))
-
-    written = write_files(result, tmp_path / "out")
-    again = write_files(result, tmp_path / "out")
-
-    assert written == again
-    assert [path.read_text() for path in written] == ["1", "3"]
-
-
-def test_a_link_out_of_the_directory_is_not_followed(tmp_path: Path) -> None:
-    """Not even a folder is made beyond it."""
-    (tmp_path / "out").mkdir()
-    (tmp_path / "elsewhere").mkdir()
-    (tmp_path / "out" / "link").symlink_to(tmp_path / "elsewhere")
-
-    with pytest.raises(UnwritableError, match="leads out"):
-        write_files(result_with(("link/new/deep.py", "1")), tmp_path / "out")
-    assert list((tmp_path / "elsewhere").iterdir()) == []
-
-
-def test_a_link_in_place_of_a_file_is_replaced_and_not_written_through(tmp_path: Path) -> None:
-    """Only where replacing was asked for."""
-    (tmp_path / "victim").write_text("mine")
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "a.py").symlink_to(tmp_path / "victim")
-
-    with pytest.raises(UnwritableError, match="exists already"):
-        write_files(result_with(("a.py", "1")), tmp_path / "out")
-    write_files(result_with(("a.py", "1")), tmp_path / "out", overwrite=True)
-
-    assert ((tmp_path / "victim").read_text(), (tmp_path / "out" / "a.py").read_text()) == ("mine", "1")
-
-
-def test_a_directory_that_cannot_be_made_is_an_error_that_names_it(tmp_path: Path) -> None:
-    """A file is in the way."""
-    (tmp_path / "out").write_text("")
-
-    with pytest.raises(UnwritableError, match=r"out/a\.py was not written"):
-        write_files(result_with(("a.py", "1")), tmp_path / "out")
+    assert RedisSettings(url=url).shown == shown

@@ -66,7 +66,9 @@ CONTRACT = [
 def comments() -> dict[str, str]:
     """Map each variable of env.example to the line above it."""
     lines = (DEPLOY / "env.example").read_text().splitlines()
-    return {line.partition("=")[0]: above for above, line in pairwise(lines) if re.match(r"[A-Z_]+=", line)}
+    return {
+        line.partition("=")[0]: above for above, line in pairwise(lines) if re.match(r"[A-Z0-9_]+=", line)
+    }
 
 
 def not_read_yet() -> list[str]:
@@ -154,11 +156,22 @@ def test_the_workers_serve_each_queue_once() -> None:
     ]
 
 
-def test_only_the_generating_worker_has_the_keys_of_models() -> None:
-    """What models write runs where no key is."""
-    holders = {name for name, service in SERVICES.items() if "_API_KEY" in str(service.get("environment"))}
+@pytest.mark.parametrize(
+    ("keys", "holder"),
+    [
+        ({"ANTHROPIC_API_KEY", "KIMI_API_KEY", "OPENAI_API_KEY", "OPENROUTER_API_KEY"}, "worker-generate"),
+        ({"DAYTONA_API_KEY", "E2B_API_KEY"}, "worker-sandbox"),
+    ],
+)
+def test_only_one_worker_has_each_key(keys: set[str], holder: str) -> None:
+    """What models write runs where no model's key is; and only who makes sandboxes has the keys for them."""
+    held = {
+        name: {key for key in service.get("environment", ()) if key.endswith("_API_KEY")}
+        for name, service in SERVICES.items()
+    }
 
-    assert holders == {"worker-generate"}
+    assert held.pop(holder) == keys
+    assert not any(keys & others for others in held.values())
 
 
 @pytest.mark.parametrize(
@@ -224,11 +237,11 @@ def test_every_volume_is_a_folder_that_its_user_may_write() -> None:
     assert {folder for _, _, folder in mounts} == set(owned[0].split())
 
 
-def test_the_image_can_run_the_tests_of_every_language() -> None:
-    """Its base has no Node."""
-    (extras,) = re.findall(r"'\.\[(.+)\]'", (DEPLOY / "Dockerfile").read_text())
+def test_the_image_can_run_tests_of_every_language_and_at_daytona() -> None:
+    """Its base has no Node; and production runs tests at Daytona."""
+    (extras,) = re.findall(r"ARG EXTRAS=(.+)", (DEPLOY / "Dockerfile").read_text())
 
-    assert {"worker", "node"} <= set(extras.split(","))
+    assert {"worker", "node", "daytona"} <= set(extras.split(","))
 
 
 def test_every_service_has_time_to_stop() -> None:
@@ -270,9 +283,8 @@ def test_the_image_takes_what_the_package_is_made_of() -> None:
     passed = (ROOT / ".dockerignore").read_text().splitlines()
 
     assert all((ROOT / source).exists() and f"!{source}" in passed for source in sources)
-    assert {"ptc_contracts", "ptc_worker", "roma_bridge", "celeryconfig.py", "constraints.txt"} <= set(
-        sources
-    )
+    packages = {"ptc_contracts", "ptc_worker", "roma_bridge", "celeryconfig.py"}
+    assert packages | {"constraints.txt"} <= set(sources)
 
 
 def test_the_image_is_not_roots_and_needs_no_buildkit() -> None:

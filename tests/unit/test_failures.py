@@ -163,6 +163,14 @@ def test_what_is_told_of_any_text_is_small(text: str) -> None:
     assert len(told) <= (TOLD_LINES + 3) * (TOLD_LINE_CHARS + 4)
 
 
+def test_of_a_very_long_text_the_start_and_the_end_are_compared() -> None:
+    """All other runs of a worker stand still while it is looked through."""
+    text = normalised("first " + "1-" * 1_000_000 + " last")
+
+    assert len(text) < 20_000
+    assert (text[:6], text[-5:]) == ("first ", " last")
+
+
 def test_a_signature_is_of_the_outcome_and_all_causes_in_any_order() -> None:
     """16 digits that need no store to be compared."""
     one = signature_of(Outcome.FAILED, ["a", "b"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING
@@ -183,3 +184,38 @@ def test_a_halt_at_any_moment_is_noticed_by_every_block() -> None:
             wait(setting)
 
             assert halt.why in {Why.CANCELLED, Why.SHUTDOWN}
+
+
+def test_a_lock_is_waited_for_and_given_back() -> None:
+    """Whoever waits has it once the other lets go, and lets go of it himself."""
+    halt, lock = Halt(), threading.Lock()
+
+    def wait_for_it() -> bool:
+        with halt.taking(lock, time.monotonic() + 60, "too late"):
+            return lock.locked()
+
+    lock.acquire()
+    with ThreadPoolExecutor(1) as threads:
+        waiting = threads.submit(wait_for_it)
+        lock.release()
+
+    assert (waiting.result(), lock.locked()) == (True, False)
+
+
+def test_whoever_waits_for_a_lock_is_halted() -> None:
+    """However long it could have waited; the lock stays with whoever has it."""
+    halt, lock = Halt(), threading.Lock()
+    with lock, ThreadPoolExecutor(1) as threads:
+        waiting = threads.submit(halt.taking(lock, time.monotonic() + 60, "too late").__enter__)
+        halt.set(Why.CANCELLED)
+        with pytest.raises(HaltedError):
+            waiting.result()
+
+        assert lock.locked()
+
+
+def test_a_lock_that_is_not_to_be_had_in_time_is_told_in_the_callers_words() -> None:
+    """A deadline that has passed waits for nothing."""
+    lock = threading.Lock()
+    with lock, pytest.raises(TimeoutError, match=r"^too late$"), Halt().taking(lock, 0, "too late"):
+        pytest.fail("it was held by somebody else")

@@ -78,20 +78,39 @@ def test_identity_survives_the_wire(description: str, architecture: dict[str, An
     ]
 
 
-@pytest.mark.parametrize("fields", [{}, {"context": None}, {"context": "", "file_structure": {}}])
+def test_the_fingerprint_is_the_one_that_every_version_computes() -> None:
+    """Results that were stored before a field came are found after it."""
+    told = make_plan(context="c", file_structure={"a.py": ""}, test_files={"tests/test_a.py": ""})
+
+    assert (fingerprint(told), digest(make_plan())) == (
+        "2c37ebd9f2a695e1",
+        "2fcc908e5048c88c65fc56b55fcd6575",
+    )
+
+
+@pytest.mark.parametrize(
+    "fields", [{}, {"context": None}, {"context": "", "file_structure": {}}, {"initial_files": {}}]
+)
 def test_a_plan_without_further_fields_has_an_empty_fingerprint(fields: dict[str, Any]) -> None:
     """Entries of older peers, which know none, then serve it."""
     assert fingerprint(make_plan(**fields)) == ""
 
 
-def test_fingerprints_tell_plans_apart_that_share_a_key() -> None:
-    """Context and file structure change the code."""
-    marks = {
-        fingerprint(make_plan(**f))
-        for f in ({"context": "a"}, {"context": "b"}, {"file_structure": {"a": "b"}})
-    }
+_TOLD: list[dict[str, Any]] = [
+    {"context": "a"},
+    {"context": "b"},
+    {"file_structure": {"a": "b"}},
+    {"test_files": {"a": "b"}},
+    {"initial_files": {"a": "b"}},
+    {"initial_files": {"a": "c"}},
+]
 
-    assert len(marks) == 3
+
+def test_fingerprints_tell_plans_apart_that_share_a_key() -> None:
+    """Context, file structure, given tests and initial files change the code."""
+    marks = {fingerprint(make_plan(**f)) for f in _TOLD}
+
+    assert len(marks) == len(_TOLD)
 
 
 @pytest.mark.parametrize(
@@ -112,7 +131,14 @@ def test_the_digest_leaves_out_what_cannot_change_the_outcome(fields: dict[str, 
 
 
 @pytest.mark.parametrize(
-    "fields", [{"max_iterations": 9}, {"timeout_seconds": 60}, {"context": "x"}, {"requirements": ["a"]}]
+    "fields",
+    [
+        {"max_iterations": 9},
+        {"timeout_seconds": 60},
+        {"context": "x"},
+        {"requirements": ["a"]},
+        {"initial_files": {"a.py": ""}},
+    ],
 )
 def test_the_digest_holds_everything_else(fields: dict[str, Any]) -> None:
     """Nobody inherits another's bounds."""

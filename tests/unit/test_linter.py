@@ -6,7 +6,7 @@ import os
 from typing import TYPE_CHECKING
 
 import pytest
-from structlog.testing import capture_logs
+from support import logged_here
 
 from ptc_contracts.verdicts import GateStage, Severity
 from ptc_worker.filetypes import artifact
@@ -161,7 +161,7 @@ def test_a_linter_that_fails_is_logged_and_finds_nothing(
         return os.fspath(ruff.resolve(strict=True))
 
     monkeypatch.setattr("ruff.find_ruff_bin", find)
-    with capture_logs() as logs:
+    with logged_here() as logs:
         issues = lint([artifact("a.py", BAD)], seconds=0.5)
 
     assert issues == []

@@ -38,6 +38,7 @@ def test_a_minimal_plan_has_the_contracts_defaults() -> None:
         "cache_ttl": 3600,
         "max_cost_usd": None,
         "test_files": {},
+        "initial_files": {},
         "project_name": None,
         "roma_task_id": None,
         "metadata": {},
@@ -82,6 +83,11 @@ def test_the_execution_id_is_stored_stripped(name: str) -> None:
         ({"test_files": {"tests/a.py": "", "tests/A.py": ""}}, "'tests/A.py' clashes with another path"),
         ({"test_files": {"tests": "", "tests/a.py": ""}}, "'tests' clashes with another path"),
         ({"test_files": {f"test_{n}.py": "" for n in range(101)}}, "more than 100 files"),
+        ({"initial_files": {"../x.py": ""}}, "'../x.py' is not allowed: it holds a '..' segment"),
+        ({"initial_files": {".git/config": ""}}, "'.git/config' is not allowed: it lies in git's own folder"),
+        ({"initial_files": {"a.py": "\0"}}, "the content of 'a.py' is not text"),
+        ({"initial_files": {"a": "", "a/b.py": ""}}, "'a' clashes with another path"),
+        ({"initial_files": {f"{n}.py": "" for n in range(1001)}}, "more than 1000 files"),
     ],
 )
 def test_a_value_out_of_bounds_is_refused_with_its_message(fields: dict[str, Any], message: str) -> None:

@@ -60,7 +60,7 @@ def test_all_prompts_of_a_plan_begin_alike(name: str) -> None:
     """Providers cache what two prompts have in common at their start: the rules, the plan, the given tests."""
     plan, progress, readings = CASES[name]
     first, later = build_prompt(plan, Progress()), build_prompt(plan, progress, readings)
-    common = first.messages[0].content.removesuffix("Attempt 1. Write the whole project.")
+    common, *_ = re.split(r"<project-|Attempt 1\.", first.messages[0].content)
 
     assert first.system == later.system
     assert later.messages[0].content.startswith(common)
@@ -171,6 +171,56 @@ def test_files_beyond_the_bound_are_named_and_those_of_the_findings_are_shown_fi
 
     assert shown == ["module_5.py", "module_0.py", "module_1.py"]
     assert "Not shown, for there is no room: module_2.py, module_3.py, module_4.py" in text
+
+
+def test_a_large_initial_file_pushes_out_no_other() -> None:
+    """What a tool wrote may be larger than all code, and the plan may speak of it."""
+    files = {f"module_{n}.py": "x" * 10 for n in range(3)}
+    lock, data = "l" * (MAX_FILES_CHARS - 10), "d" * (MAX_FILES_CHARS + 1)
+    plan = make_plan("Read data.csv", initial_files={"data.csv": data, "a-lock.json": lock, **files})
+    text = _text(plan)
+
+    assert re.findall(r'<file path="(.*)">', text) == [*files]
+    assert "Not shown, for there is no room: data.csv, a-lock.json" in text
+
+
+def test_initial_files_that_the_plan_speaks_of_are_shown_first() -> None:
+    """They are what is to be changed, however many there are."""
+    files = {f"module_{n}.py": "x" * (MAX_FILES_CHARS // 4 + 1) for n in range(6)}
+    text = _text(make_plan("Mend module_5.py", initial_files=files))
+
+    assert re.findall(r'<file path="(.*)">', text) == ["module_5.py", "module_0.py", "module_1.py"]
+
+
+def test_the_order_in_which_initial_files_are_given_does_not_show() -> None:
+    """Plans that differ there alone are equal."""
+    files = {"b.py": "1", "a.py": "2", "c.py": "3"}
+    prompts = [
+        build_prompt(make_plan(initial_files=dict(pairs)), Progress())
+        for pairs in (files.items(), reversed(files.items()))
+    ]
+
+    assert prompts[0] == prompts[1]
+
+
+def test_an_initial_file_that_a_given_test_replaces_is_not_shown() -> None:
+    """The model reads one test of that name, the one that counts."""
+    path = "tests/test_a.py"
+    text = _text(make_plan(test_files={path: "given"}, initial_files={path: "start", "a.py": "start"}))
+
+    assert re.findall(r'<file path="(.*)">\n(.*)', text) == [(path, "given"), ("a.py", "start")]
+
+
+@settings(deadline=None)
+@given(description=_words.filter(str.strip), content=_words.map(lambda text: text.replace("\0", "")))
+def test_no_initial_file_can_close_its_fence_or_imitate_the_task(description: str, content: str) -> None:
+    """What stands in a project is data, whatever it says."""
+    plan = make_plan(description, initial_files={"a.py": content})
+    mark = content_id(plan)
+    text = _text(plan)
+
+    assert re.findall(f"</?project-{mark}>", text) == [f"<project-{mark}>", f"</project-{mark}>"]
+    assert Turn.of(f"{SYSTEM}\n{text}") == Turn(plan=mark, number=1)
 
 
 @settings(deadline=None)

@@ -294,3 +294,39 @@ def _read(descriptor: int) -> str:
             read += piece
     os.close(descriptor)
     return read.decode()
+
+
+LONG_SECRET = "first line of it\nsecond-line-4711\nthird-line-0815"
+BLOCK = PEM.format("") + "\n".join(["QUJDREVG" * 8] * 4) + "\n-----END PRIVATE " + "KEY-----\n"
+
+
+@given(
+    st.lists(
+        st.sampled_from(
+            [*LOOKS.values(), SECRET, LONG_SECRET, BLOCK, "x = 1\n", " ", "\n", "Bearer\n" + "a1" * 20]
+        ),
+        max_size=8,
+    ),
+    st.lists(st.integers(1, 40), min_size=1),
+)
+def test_a_text_that_grows_is_redacted_in_parts_as_it_is_as_a_whole(
+    pieces: list[str], steps: list[int]
+) -> None:
+    """However it is cut on its way: what is told early holds no part of a secret that comes later."""
+    redactor = Redactor([SECRET, LONG_SECRET])
+    text, told, held = "".join(pieces), "", ""
+    place = 0
+    while place < len(text):
+        held += text[place : place + steps[place % len(steps)]]
+        place += steps[place % len(steps)]
+        end = redactor.parted(held)
+        told, held = told + redactor.text(held[:end]), held[end:]
+
+    assert told + redactor.text(held) == redactor.text(text)
+
+
+def test_a_text_of_lines_is_told_line_by_line() -> None:
+    """Only the last one, which may go on, is held back."""
+    redactor = Redactor([SECRET])
+
+    assert [redactor.parted(text) for text in ("", "a = 1", "a = 1\n", "a = 1\nb")] == [0, 0, 6, 6]

@@ -79,6 +79,32 @@ def test_the_first_answer_stands_for_itself() -> None:
     assert merged(make_plan(), Progress(), answer).files == files
 
 
+def test_the_first_answer_is_laid_over_the_initial_files() -> None:
+    """What it does not speak of stays, and tests are no different from other files yet."""
+    files = {"b.py": "old", "a.py": "old", "tests/test_a.py": "old", "main.go": "old"}
+    answer = _answer({"a.py": "new", "tests/test_a.py": "new", "c.py": "new"}, ("b.py",))
+    merge = merged(make_plan(initial_files=files), Progress(), answer)
+
+    assert (merge.rejected, merge.frozen) == ([], None)
+    assert _contents(merge) == {"a.py": "new", "tests/test_a.py": "new", "main.go": "old", "c.py": "new"}
+
+
+def test_a_later_answer_is_laid_over_the_best_draft_whatever_the_initial_files_were() -> None:
+    """What the first draft removed stays away."""
+    plan = make_plan(initial_files={"a.py": "start", "gone.py": "start"})
+    merge = merged(plan, _progress(a="old"), _answer({"b.py": "new"}))
+
+    assert _contents(merge) == {"a.py": "old", "b.py": "new"}
+
+
+def test_an_answer_that_repeats_an_initial_file_is_a_draft() -> None:
+    """Nobody has run the project yet: its tests may be green."""
+    plan = make_plan(initial_files={"a.py": "old", "b.py": "old"})
+    merge = merged(plan, Progress(), _answer({"a.py": "old"}))
+
+    assert _contents(merge) == plan.initial_files
+
+
 def test_a_merge_leaves_the_best_draft_as_it_was() -> None:
     """The best draft may yet be the result."""
     progress = _progress(a="old")
@@ -402,6 +428,39 @@ def test_a_fresh_start_keeps_the_frozen_tests_and_nothing_else() -> None:
 
     assert merge.rejected == ["tests/test_a.py"]
     assert _contents(merge) == {**TESTS, "b.py": "new"}
+
+
+def test_a_fresh_start_begins_with_the_initial_files_and_the_frozen_tests() -> None:
+    """Code is as it was before all drafts; tests that the first one changed or removed do not come back."""
+    earlier = {
+        "tests/test_a.py": "old",
+        "tests/test_gone.py": "old",
+        "tests/gone.json": "{}",
+        "gone/conftest.py": "",
+    }
+    plan = make_plan(initial_files={"a.py": "start", "gone.py": "start", **earlier})
+    merge = merged(plan, _frozen(fresh=True), _answer({"b.py": "new", "tests/test_a.py": "easy"}))
+
+    assert merge.rejected == ["tests/test_a.py"]
+    assert _contents(merge) == {"a.py": "start", "gone.py": "start", **TESTS, "b.py": "new"}
+
+
+def test_a_fresh_start_before_any_test_is_frozen_begins_with_the_initial_files_alone() -> None:
+    """Their tests count again, too."""
+    files = {"a.py": "start", "tests/test_a.py": "start"}
+    progress = _progress(a="old", b="old").model_copy(update={"fresh": True})
+    merge = merged(make_plan(initial_files=files), progress, _answer({"a.py": "new"}))
+
+    assert _contents(merge) == {**files, "a.py": "new"}
+
+
+@pytest.mark.parametrize("path", ["tests/test_given.py", "Tests/Test_Given.py", "tests"])
+def test_given_tests_take_the_place_of_initial_files(path: str) -> None:
+    """Whoever gives both wants the test to be passed; the same file may come from an earlier run's result."""
+    plan = make_plan(test_files={"tests/test_given.py": "given"}, initial_files={path: "start"})
+    merge = merged(plan, Progress(), _answer({"a.py": "new"}))
+
+    assert (merge.rejected, _contents(merge)) == ([], {"a.py": "new", "tests/test_given.py": "given"})
 
 
 @pytest.mark.parametrize("fresh", [False, True])

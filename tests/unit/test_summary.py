@@ -11,7 +11,7 @@ import pytest
 from ptc_contracts import ExecutionStatus, LLMUsage, PTCArtifactResult
 from ptc_contracts.bill import ModelCall, accounts_of
 from ptc_contracts.progress import StopReason
-from roma_bridge.summary import summary
+from roma_bridge.show.summary import summary
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -85,3 +85,42 @@ def test_what_the_response_cache_saved_is_told() -> None:
 
     assert own[1:] == ["saved     1,500 tokens, $0.2500 (1 answer kept from before)"]
     assert hit[1:] == ["saved     20 tokens, $0.5000"]
+
+
+@pytest.mark.parametrize("odd", ["12", None, ["12"], {"usd": 12}])
+def test_what_a_stranger_says_was_saved_is_no_reason_to_fail(odd: Any) -> None:
+    """A result from the cache may be anybody's; what is no number counts as none."""
+    metadata = dict.fromkeys(("saved_tokens", "saved_cost_usd", "response_cache_hits"), odd)
+
+    assert told("CACHE_HIT", from_cache=True, metadata=metadata)[1:] == ["saved     0 tokens, $0.0000"]
+    assert told("SUCCESS", metadata=metadata)[1:] == []
+
+
+def test_what_others_wrote_does_nothing_to_a_terminal() -> None:
+    """Errors keep their lines, under their own column; whatever else is a name stays on its line."""
+    evil = "a\x1b]0;title\x07\nSUCCESS\x1b[2J\u202e"
+    tests = [{"id": evil, "outcome": "failed"}, {"id": 1, "outcome": evil}]
+    ran = {"test_command": "pytest", "exit_code": 1, "duration_seconds": 1}
+    calls = accounts_of([call(provider=evil, outcome="quota", billed=False)])
+
+    lines = told(
+        "FAILURE",
+        error_message=evil,
+        warnings=[evil],
+        test_results=ran,
+        llm_usage=[LLMUsage(provider=evil, model="m")],
+        metadata={**calls, "tests": tests, "isolation": evil},
+    )
+
+    assert lines == [
+        "FAILURE in 0.0 s, 1 iteration",
+        "error     a",
+        "SUCCESS",
+        "warning   a",
+        "SUCCESS",
+        "tests     0 passed, 0 failed (isolation: a SUCCESS)",
+        "✗ a SUCCESS (failed)",
+        "✗ 1 (a SUCCESS)",
+        "model     a SUCCESS m: 0 tokens in 1 calls, price unknown",
+        "no answer a SUCCESS m: 1 quota",
+    ]

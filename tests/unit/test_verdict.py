@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import json
-from hashlib import blake2b
 from typing import Any
 
 import pytest
+from event_logs import END, KEY, ROOT, A, B, collected, in_turn, log_of, passing, phases
 
 from ptc_contracts.verdicts import Outcome
+from ptc_worker.eventlog import EventLogReader
 from ptc_worker.expected import Expected
 from ptc_worker.sandbox.protocol import ExecResult
 from ptc_worker.verdict import (
+    COMPARED_CHARS,
     COMPARED_FAILURES,
+    COMPARED_TEXTS,
     FEEDBACK_CHARS,
     FEEDBACK_TESTS,
     KEPT_ID_CHARS,
@@ -22,66 +24,14 @@ from ptc_worker.verdict import (
     judge,
 )
 
-KEY = b"k" * 32
-ROOT = "/work"
-HERE = f"{ROOT}/project/tests/test_a.py"
-
-
-def log_of(events: list[dict[str, Any]], key: bytes = KEY) -> list[bytes]:
-    """Write events as the plugin does, each line with the MAC over all lines so far."""
-    chain, lines = blake2b(key=key, digest_size=16), []
-    for event in events:
-        text = json.dumps(event).encode()
-        chain.update(text)
-        lines.append(chain.hexdigest().encode() + b" " + text + b"\n")
-    return lines
-
-
-def collected(test: str, line: int | None = 1) -> dict[str, Any]:
-    """Tell that a test was found."""
-    return {"event": "collected", "id": test, "file": HERE if line else None, "line": line}
-
-
-def phases(test: str, call: str = "passed", **more: Any) -> list[dict[str, Any]]:
-    """Tell how the three phases of a test were reported."""
-    outcomes = {"setup": "passed", "call": call, "teardown": "passed"}
-    return [
-        {
-            "event": "phase",
-            "id": test,
-            "when": when,
-            "outcome": outcome,
-            "xfail": False,
-            "seconds": 0.1,
-            "text": "",
-        }
-        | more
-        for when, outcome in outcomes.items()
-    ]
-
-
-def in_turn(test: str) -> list[dict[str, Any]]:
-    """Tell of one test that passes: its function comes to its end before the call is reported."""
-    setup, call, teardown = phases(test)
-    return [setup, {"event": "ran", "id": test}, call, teardown]
-
-
-def passing(*tests: str) -> list[dict[str, Any]]:
-    """Tell of tests that all pass, and of the end."""
-    found = [collected(test) for test in tests]
-    runs = [event for test in tests for event in in_turn(test)]
-    return [*found, *runs, END]
-
-
-END = {"event": "end", "exit": 0, "seconds": 0.5}
-A, B = "tests/test_a.py::test_a", "tests/test_a.py::test_b"
-
 
 def verdict(raw: list[bytes] | bytes, expected: Expected | None = None, **ran: Any) -> Any:
     """Judge a run that left this log."""
     fields = {"exit_code": 0, "stdout": b"", "stderr": b"", "duration_seconds": 1.0, **ran}
     raw = raw if isinstance(raw, bytes) else b"".join(raw)
-    return judge(ExecResult(**fields), EventLog.parse(raw, KEY), "python -m pytest", expected, ROOT)
+    reader = EventLogReader(KEY)
+    reader.feed(raw)
+    return judge(ExecResult(**fields), reader.log, "python -m pytest", expected, ROOT)
 
 
 def test_a_whole_log_of_passed_tests_is_green() -> None:
@@ -210,6 +160,21 @@ def test_what_the_files_promise_must_show(expected: Expected, outcome: Outcome) 
     assert verdict(log_of(passing(A, B)), expected).outcome is outcome
 
 
+def test_a_test_with_a_long_parameter_is_the_one_that_its_file_promises() -> None:
+    """What an id has before its parameters is not cut."""
+    long = f"{A}[{'x' * 100_000}]"
+
+    assert verdict(log_of(passing(long)), Expected(tests={A: 1})).outcome is Outcome.PASSED
+    assert verdict(log_of(passing(long)), Expected(tests={B: 1})).outcome is Outcome.TAMPERED
+
+
+def test_a_test_whose_name_is_too_long_is_not_taken_for_another() -> None:
+    """Two names that begin alike are two tests, of which both must be there."""
+    one, other = (f"tests/test_a.py::test_{'x' * 2_000}_{number}" for number in range(2))
+
+    assert verdict(log_of(passing(one)), Expected(tests={other: 1})).outcome is Outcome.TAMPERED
+
+
 def test_a_file_may_leave_itself_out_on_a_condition() -> None:
     """If it says so, and was reported as skipped."""
     expected = Expected(tests={"tests/test_b.py::test_b": 1}, conditional={"tests/test_b.py"})
@@ -277,6 +242,43 @@ def test_very_many_failures_are_told_apart_by_their_names() -> None:
 
     assert one.signature != fewer.signature
     assert one.feedback.endswith(f"… and {2 * COMPARED_FAILURES} more.")
+
+
+def test_of_a_test_that_is_reported_very_often_the_first_texts_count() -> None:
+    """A test can have itself reported thousands of times."""
+    reports = [phases(A, "failed", text=f"E   error {number}")[1] for number in range(2 * COMPARED_TEXTS)]
+    few, many = (
+        verdict(log_of([collected(A), *told, END | {"exit": 1}]), exit_code=1)
+        for told in (reports[:COMPARED_TEXTS], reports)
+    )
+
+    assert (few.outcome, few.signature, few.feedback) == (Outcome.FAILED, many.signature, many.feedback)
+
+
+def test_of_a_very_long_text_the_start_and_the_end_count() -> None:
+    """Whoever has read the log, and whatever it let pass."""
+    half = "E   x\n" * COMPARED_CHARS
+    ran = ExecResult(exit_code=1, stdout=b"", stderr=b"", duration_seconds=1.0)
+    one, other = (
+        judge(
+            ran,
+            EventLog(collect_errors=[{"id": "a.test.mjs", "text": f"{half}E   {word}\n{half}"}]),
+            "node --test",
+        )
+        for word in ("one", "two")
+    )
+
+    assert one.outcome is Outcome.COLLECTION_ERROR
+    assert one.signature == other.signature
+
+
+def test_very_many_suspicions_are_told_apart() -> None:
+    """All of them count, and the work for them stays small."""
+    many = [collected(f"tests/test_a.py::test_{number}") for number in range(3 * COMPARED_FAILURES)]
+    one, fewer = (verdict(log_of([*found, *passing(A)])) for found in (many, many[:-1]))
+
+    assert one.outcome is Outcome.TAMPERED
+    assert one.signature != fewer.signature
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ from ptc_worker.halt import Halt
 from ptc_worker.log import configure_logging
 from ptc_worker.redaction import Redactor
 from ptc_worker.runner import run_tests
-from ptc_worker.sandbox.pool import pool_for
+from ptc_worker.sandbox.kinds.local import pool_for
 from ptc_worker.settings import WorkerSettings
 
 if TYPE_CHECKING:
@@ -110,7 +110,7 @@ def compared(settings: WorkerSettings, python: Path, folder: Path, times: int) -
     ours, theirs = [], []
     for _ in range(times + 1):
         pool_for(settings).wait()
-        if settings.ptc_sandbox_pool:
+        if settings.sandboxes_ahead:
             time.sleep(0.5)  # as long as a model takes at the very least: prepared means prepared
         ours.append(timed(lambda: isolated(settings)))
         pool_for(settings).wait()
