@@ -200,7 +200,8 @@ class ModelNews:
 
     def wrote(self, text: str) -> None:
         """Take what a model has written, and tell of it, and of its thinking, now and then."""
-        self._written.append(text)
+        if self._report.output:
+            self._written.append(text)
         self._chars += len(text)
         self._tell_if_due()
 
@@ -224,7 +225,7 @@ class ModelNews:
 
     def _reset(self) -> None:
         self._written: list[str] = []
-        self._chars = 0
+        self._chars = self._told_chars = 0
         self._began = self._last = time.monotonic()
 
     def _tell_if_due(self) -> None:
@@ -236,8 +237,9 @@ class ModelNews:
     def _tell_text(self, *, last: bool) -> None:
         """Tell what was written since, in whole lines: a secret that is parted would not be found."""
         text = "".join(self._written)
-        if last and not text:
+        if last and not text and self._told_chars == self._chars:
             return
+        self._told_chars = self._chars
         end = len(text) if last else self._report.redactor.parted(text)
         self._written = [text[end:]] if end < len(text) else []
         self._report.tell(
@@ -248,8 +250,6 @@ class ModelNews:
         )
 
     def _quoted(self, text: str) -> str:
-        if not self._report.output:
-            return ""
         quoted = (
             self._report.redactor.text(text)[-min(MOST_TEXT_CHARS, self._quotable) :]
             if self._quotable
