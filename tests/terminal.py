@@ -122,9 +122,8 @@ def terminal(folder: Path, environment: Mapping[str, str], *arguments: str) -> I
     )
     os.close(slave)
     try:
-        with process:
-            yield Terminal(process, master)
-            if process.poll() is None:
-                process.kill()
+        yield Terminal(process, master)
     finally:
+        process.kill()
+        process.wait()
         os.close(master)

@@ -13,6 +13,7 @@ import click
 
 from roma_bridge.cli.asked import Seconds, local_look
 from roma_bridge.cli.endings import fail
+from roma_bridge.cli.questions import answer_to
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -114,7 +115,8 @@ def clear(*, yes: bool, as_json: bool, local: bool) -> None:
 
 def _wanted(ptc: PTC) -> bool:
     kept = _ask(ptc, lambda manager: manager.get_stats())["cached_executions"]
-    return click.confirm(f"Take all {kept} results out of the cache of {ptc.settings.shown}?", err=True)
+    question = f"Take all {kept} results out of the cache of {ptc.settings.shown}? [y/N]: "
+    return answer_to(question) in {"y", "yes"}
 
 
 @cache.command()

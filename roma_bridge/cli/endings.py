@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, NoReturn
 
 import click
 
+from roma_bridge.cli.questions import answer_to
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from types import FrameType
@@ -204,12 +206,7 @@ def _cancel_is_wanted(runs: int, afterwards: Afterwards) -> bool:
         return False
     what = "the run" if runs == 1 else f"the {runs} runs under way"
     stay = afterwards.value.format(it="it" if runs == 1 else "them")
-    click.echo(f"\nCancel {what} (c), or {stay} (Enter)? ", err=True, nl=False)
-    try:
-        return sys.stdin.readline().strip().lower() in {"c", "cancel"}
-    except KeyboardInterrupt:
-        click.echo(err=True)
-        raise
+    return answer_to(f"\nCancel {what} (c), or {stay} (Enter)? ") in {"c", "cancel"}
 
 
 def _cancel(handles: Sequence[PlanHandle], became: dict[str, str]) -> None:

@@ -21,7 +21,7 @@ def answer_to(question: str) -> str:
     click.echo(question, err=True, nl=False)
     bell, hammer = socket.socketpair()
     with bell, hammer:
-        hammer.setblocking(False)
+        hammer.settimeout(0)
         before = signal.set_wakeup_fd(hammer.fileno())
         try:
             while sys.stdin not in select.select([sys.stdin, bell], [], [])[0]:
