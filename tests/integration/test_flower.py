@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from support import answer_with
+from support import PATIENCE_SECONDS, answer_with
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -28,7 +28,6 @@ MARK = "what_stands_in_the_files"
 TESTS = f"from calc import {MARK}\n\ndef test_add():\n    assert {MARK}(1, 2) == 3"
 RED = answer_with(calc_py=f"def {MARK}(a, b):\n    return a - b", tests__test_calc_py=TESTS)
 FIXED = answer_with(calc_py=f"def {MARK}(a, b):\n    return a + b")
-SECONDS = 60.0
 
 
 @dataclass(frozen=True)
@@ -51,7 +50,7 @@ class Flower:
 
     def wait_for(self, path: str, satisfied: Callable[[str], bool]) -> str:
         """Ask again and again until the answer satisfies."""
-        deadline, answer = time.monotonic() + SECONDS, "nothing"
+        deadline, answer = time.monotonic() + PATIENCE_SECONDS, "nothing"
         while time.monotonic() < deadline and self.process.poll() is None:
             try:
                 status, answer = self.ask(path)
@@ -116,13 +115,9 @@ def flower(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 
 @pytest.fixture(scope="module")
 def shown(cluster: Cluster, flower: Flower) -> Shown:
-    """A run of two iterations, as Flower lists it after its end.
-
-    Another one follows: an idle worker of Celery 5.6 keeps its last event now and then, and sends it with the next.
-    """
+    """A run of two iterations, as Flower lists it after its end."""
     handle = cluster.ptc.submit(cluster.record([RED, FIXED]))
-    handle.get(timeout=SECONDS)
-    cluster.run([RED, FIXED])
+    handle.get(timeout=PATIENCE_SECONDS)
     listed = flower.wait_for(
         "/api/tasks", lambda tasks: json.loads(tasks).get(handle.run_id, {}).get("state") == "SUCCESS"
     )
@@ -134,6 +129,19 @@ def test_a_run_is_one_task_under_its_run_id(flower: Flower, shown: Shown) -> Non
     _, listed = flower.ask("/api/tasks")
 
     assert [task for task in json.loads(listed) if task.startswith(shown.handle.key)] == [shown.handle.run_id]
+
+
+def test_runs_beside_each_other_are_all_shown_to_their_end(cluster: Cluster, flower: Flower) -> None:
+    """What the threads of a worker tell at the same time is not lost, and waits for nothing."""
+    handles = [cluster.ptc.submit(cluster.record([RED, FIXED])) for _ in range(8)]
+    for handle in handles:
+        handle.get(timeout=PATIENCE_SECONDS)
+
+    def states(listed: str) -> set[str]:
+        tasks = json.loads(listed)
+        return {tasks.get(handle.run_id, {}).get("state") for handle in handles}
+
+    flower.wait_for("/api/tasks", lambda listed: states(listed) == {"SUCCESS"})
 
 
 def test_a_run_shows_its_key_and_its_iteration(shown: Shown) -> None:

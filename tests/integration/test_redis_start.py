@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import subprocess
-import time
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,13 +14,13 @@ from redis.backoff import NoBackoff
 from redis.exceptions import AuthenticationError
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.retry import Retry
+from support import until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 SCRIPT = Path(__file__).parents[2] / "deploy" / "redis-start.sh"
 PASSWORD = 'unseen "by\\anybody" $HOME'
-SECONDS = 30.0
 
 
 @contextmanager
@@ -37,9 +36,7 @@ def started(program: str, folder: Path) -> Iterator[tuple[Path, subprocess.Popen
         stdout=subprocess.DEVNULL,
     ) as process:
         try:
-            deadline = time.monotonic() + SECONDS
-            while process.poll() is None and time.monotonic() < deadline and not answers(path):
-                time.sleep(0.01)
+            until(lambda: process.poll() is not None or answers(path))
             yield path, process
         finally:
             process.terminate()
