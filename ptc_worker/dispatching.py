@@ -19,6 +19,10 @@ class AtOnce(EventDispatcher):
         """Take what Celery's takes, and leave out how events are gathered."""
         super().__init__(*args, **{**options, "buffer_group": None, "on_send_buffered": None})
 
+    def close(self) -> None:
+        """Send no more. Celery's takes the lock from a thread that is sending, whose stage would fail for it."""
+        self.producer = None
+
 
 class EventsAtOnce(Events):
     """An application's events, sent at once."""
