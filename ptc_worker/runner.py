@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from ptc_worker.halt import Halt
     from ptc_worker.sandbox.protocol import Purpose, Sandbox, Tools
     from ptc_worker.settings import WorkerSettings
+    from ptc_worker.slots import Allowance
     from ptc_worker.telling import Listener
 
 log = structlog.get_logger(__name__)
@@ -64,9 +65,9 @@ def run_tests(
     project = _Project(files, given or {})
     with equipped(settings, requirements, seconds, halt, purpose=purpose) as open_sandbox:
 
-        def run(left: float) -> tuple[Verdict, str]:
+        def run(allowance: Allowance) -> tuple[Verdict, str]:
             with open_sandbox() as box, halt.calling(box.stop):
-                return _run_in(box, project, left, told)
+                return _run_in(box, project, allowance, told)
 
         return in_a_slot(settings, deadline, halt, run)
 
@@ -112,7 +113,7 @@ def _changed(box: Sandbox, files: Mapping[str, str]) -> list[str]:
     return [path for path in wanted if f"project/{path}" in changed]
 
 
-def _run_in(box: Sandbox, project: _Project, seconds: float, told: Listener) -> tuple[Verdict, str]:
+def _run_in(box: Sandbox, project: _Project, allowance: Allowance, told: Listener) -> tuple[Verdict, str]:
     key = secrets.token_bytes(32)
     reader = EventLogReader(key, told)
     project.write(box, {"ptc/key": key, "home/.keep": b"", "tmp/.keep": b""})
@@ -133,7 +134,7 @@ def _run_in(box: Sandbox, project: _Project, seconds: float, told: Listener) -> 
             "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
         },
         cwd="project",
-        timeout=seconds,
+        timeout=allowance.seconds,
         heard=reader.feed,
     )
     events = reader.log

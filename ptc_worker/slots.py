@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
 import structlog
@@ -21,11 +22,34 @@ log = structlog.get_logger(__name__)
 
 T = TypeVar("T")
 
+
+@dataclass(frozen=True)
+class Allowance:
+    """How long tests may take, once there is all that they need."""
+
+    deadline: float
+    """When they must have ended, by `time.monotonic()`."""
+    most: float
+    """Seconds that they get of it at most."""
+
+    @property
+    def seconds(self) -> float:
+        """How long they may take if they begin now.
+
+        Raises:
+            TimeoutError: the deadline has passed.
+        """
+        left = self.deadline - time.monotonic()
+        if left <= 0:
+            raise TimeoutError("no time was left for the tests")
+        return min(left, self.most)
+
+
 _SANDBOX_TRIES = 2
 
 
-def in_a_slot(settings: WorkerSettings, deadline: float, halt: Halt, run: Callable[[float], T]) -> T:
-    """Do what needs a sandbox, once one may be had; it is told for how many seconds at most.
+def in_a_slot(settings: WorkerSettings, deadline: float, halt: Halt, run: Callable[[Allowance], T]) -> T:
+    """Do what needs a sandbox, once one may be had; it is told how long the tests in it may take.
 
     A sandbox that fails is replaced once: that is our fault, not the draft's. One that is refused is not.
 
@@ -35,12 +59,10 @@ def in_a_slot(settings: WorkerSettings, deadline: float, halt: Halt, run: Callab
         HaltedError: the work must stop.
     """
     with halt.taking(_slots(settings.sandboxes_at_once), deadline, "no sandbox was free in time"):
+        allowance = Allowance(deadline, settings.ptc_test_timeout)
         for attempt in range(1, _SANDBOX_TRIES + 1):
-            left = deadline - time.monotonic()
-            if left <= 0:
-                raise TimeoutError("no time was left for the tests")
             try:
-                return run(min(left, settings.ptc_test_timeout))
+                return run(allowance)
             except IsolationRefusedError:
                 raise
             except SandboxError as error:

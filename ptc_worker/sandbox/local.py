@@ -64,6 +64,7 @@ class LocalSandbox:
         self._line: Line | None = None
         self._state = threading.Lock()
         self._ending = threading.Lock()
+        self._commanding = threading.Lock()
         self._over = ""
         self._facts: int | None = None
         self._starting = False
@@ -217,7 +218,8 @@ class LocalSandbox:
         """End the agent and remove what there is on the host."""
         self._end("the sandbox is not there any more")
         self._wait_for_the_end()
-        with self._state:
+        # Not while a command is followed: a closed line is one of which nothing is heard, not even its end.
+        with self._commanding, self._state:
             if self._line is not None:
                 self._line.close()
             if self._process is not None and self._process.stderr is not None:
@@ -363,7 +365,7 @@ class LocalSandbox:
         }
         self._line_to_agent()
         killed = self._enclose().killed
-        with Streams(heard) as streams:
+        with self._commanding, Streams(heard) as streams:
             self._ask(request, what="the command cannot be run", descriptors=streams.far)
             streams.close_far()
             started = time.monotonic()

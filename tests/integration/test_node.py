@@ -602,6 +602,38 @@ TRICKS = {
         ),
         Outcome.FAILED,
     ),
+    "leaves a second name where the next file's key will be": (
+        {
+            "a.test.cjs": "const fs = require('node:fs');\nconst test = require('node:test');\nfs.writeFileSync('../ptc/key', '');\nfs.linkSync('../ptc/key', '../ptc/copy');\ntest('good', () => {});",
+            "b.test.cjs": """
+                const { createHash, createHmac } = require('node:crypto');
+                const fs = require('node:fs');
+                const test = require('node:test');
+                const key = fs.readFileSync('../ptc/copy');
+                let chain = '0'.repeat(64);
+                const hashed = (text) => createHash('sha256').update(text).digest('hex');
+                const digest = hashed("() => { throw new Error('x'); }");
+                const said = { id: 1, skip: false, todo: false, digest, name: 'bad', seconds: 0, code: 0, natural: true };
+                for (const event of ['test', 'began', 'ran', 'end']) {
+                  const text = JSON.stringify({ event, ...said });
+                  chain = createHmac('sha256', key).update(chain + hashed(text)).digest('hex');
+                  fs.writeSync(3, `${chain} ${text}\\n`);
+                }
+                fs.closeSync(3);
+                fs.openSync('/dev/null', 'w');
+                process.exit(0);
+                test('bad', () => { throw new Error('x'); });
+                """,
+        },
+        Outcome.TAMPERED,
+    ),
+    "leaves no room for the next file's key": (
+        {
+            "a.test.cjs": "const fs = require('node:fs');\nconst test = require('node:test');\nfs.mkdirSync('../ptc/key');\ntest('good', () => {});",
+            "b.test.cjs": "const test = require('node:test');\ntest('good', () => {});",
+        },
+        Outcome.TAMPERED,
+    ),
     "drops the watch": ("process.removeAllListeners('exit');\n" + FAILS, Outcome.CRASHED),
     "configures the runner": (
         {

@@ -92,6 +92,16 @@ def test_writing_again_replaces_all_of_a_file(box: Sandbox) -> None:
     assert box.read("file", 100) == b"short"
 
 
+def test_a_file_that_is_written_again_has_no_name_but_its_own(box: Sandbox) -> None:
+    """Whoever kept the old one by another name does not get to read the new one."""
+    box.write({"file": b"old"})
+    shell(box, "ln file kept")
+    box.write({"file": b"new"})
+
+    assert box.read("kept", 9) == b"old"
+    assert shell(box, "cat file kept") == "newold"
+
+
 def test_a_file_may_be_written_for_reading_only(way: Way, box: Sandbox) -> None:
     """The program's user owns it, so this is a hint where modes can be changed; what was not asked for can be written."""
     box.write({"folder/fixed": b"1"}, read_only=True)

@@ -196,15 +196,20 @@ class Agent:
     # ── files ──────────────────────────────────────────────────────────────────────────────────────────────
 
     def _write(self, files: list[tuple[str, int]], mode: int) -> None:
-        """Write files whose contents follow the request; all of them are read whatever becomes of one."""
+        """Write new files, whose contents follow the request; all of them are read whatever becomes of one.
+
+        A file that is there goes first: programs may have given it more names, and would read the new one by them.
+        """
         contents = [(path, self._bytes(size)) for path, size in files]
         for path, content in contents:
             folder, name = self._folder_of(path, make=True)
             try:
-                flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-                with os.fdopen(os.open(name, flags, 0o644, dir_fd=folder), "wb") as file:
-                    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                with suppress(FileNotFoundError):
+                    if not stat.S_ISREG(os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode):
                         raise OSError(errno.EINVAL, "no regular file")
+                    os.unlink(name, dir_fd=folder)
+                flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+                with os.fdopen(os.open(name, flags, 0o644, dir_fd=folder), "wb") as file:
                     self._own(file.fileno())
                     file.write(content)
                     os.fchmod(file.fileno(), mode)

@@ -116,20 +116,29 @@ def _walk(folder: str) -> Iterator[os.stat_result]:
     """Walk a tree that changes meanwhile, without following links.
 
     Raises:
-        OverflowError: it is deeper than a path can tell.
+        OverflowError: it is deeper than a path can tell, or hides what it holds.
     """
     queue = [folder]
     while queue:
+        folder = queue.pop()
         try:
-            with os.scandir(queue.pop()) as entries:
+            with os.scandir(folder) as entries:
                 for entry in entries:
                     with suppress(FileNotFoundError):
                         yield entry.stat(follow_symlinks=False)
                         if entry.is_dir(follow_symlinks=False):
                             queue.append(entry.path)
         except OSError as error:
-            if error.errno == errno.ENAMETOOLONG:
+            if error.errno == errno.ENAMETOOLONG or (error.errno == errno.EACCES and _is_ours(folder)):
                 raise OverflowError(folder) from None
+
+
+def _is_ours(folder: str) -> bool:
+    """Tell whether a folder belongs to our user, as what a command makes does where the agent is not root."""
+    try:
+        return os.stat(folder, follow_symlinks=False).st_uid == os.geteuid()
+    except OSError:
+        return True
 
 
 def _open_files(pids: list[str]) -> Iterator[os.stat_result]:
