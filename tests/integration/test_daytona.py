@@ -244,6 +244,17 @@ def clean(known: Account) -> Account:
     return known
 
 
+def test_tests_get_what_is_left_when_the_machine_is_there(clean: Account) -> None:
+    """And not what was left when it was asked for: the plan's time is over when it is over."""
+    clean.server.order(fault("create", "slow", seconds=6))
+    waits = [artifact("tests/test_it.py", "import time\n\ndef test_it():\n    time.sleep(600)")]
+    verdict, _ = run_tests(clean.settings(), waits, (), 12, Halt(), purpose=RUN)
+
+    assert verdict.outcome is Outcome.TIMEOUT
+    assert verdict.test_results is not None
+    assert verdict.test_results.duration_seconds < 10
+
+
 def test_who_is_told_to_come_back_later_is_told_when(clean: Account) -> None:
     """The header of a rate limit has the name of the limit behind it; a full account names no time."""
     clean.server.order(fault("create", "rate-limit", seconds=30), fault("create", "quota"))
