@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import re
 import tarfile
 import time
 from http import HTTPStatus
@@ -19,6 +20,7 @@ from docker.errors import APIError, ImageNotFound, NotFound
 from docker.types import LogConfig, Ulimit
 from docker.utils import parse_repository_tag
 
+from ptc_worker.busy import BusyError
 from ptc_worker.once import once
 from ptc_worker.sandbox.inside.confine import SCOPE_ABI
 from ptc_worker.sandbox.inside.guard import MAX_INODES
@@ -54,6 +56,13 @@ _LIFE_SECONDS = 2 * 3600
 """What a container lives at most, beside the time that its tests may take."""
 
 _FIRST_USER, _USERS = 20_000, 40_000
+
+_PULL_SECONDS = 30.0
+"""When it is worth pulling again from a registry that had no answer."""
+
+_NOT_NOW = re.compile(r"toomanyrequests|too many requests|unexpected .*status.* 5\d\d", re.IGNORECASE)
+_NOWHERE = re.compile("no such host", re.IGNORECASE)
+"""What is said of a registry that does not exist; engines give it the status of those that fail."""
 
 _NO_PROGRAM, _NO_FILE = 127, 66
 
@@ -280,15 +289,22 @@ def _pull(api: APIClient, image: str) -> None:
     """Pull an image that the engine does not have.
 
     Raises:
+        BusyError: its registry does not give it just now.
         IsolationRefusedError: there is none.
     """
     log.info("sandbox_image_pulled", image=image)
     name, tag = parse_repository_tag(image)
+    failing = False
     try:
         told = list(api.pull(name, tag=tag or "latest", stream=True, decode=True))
     except APIError as error:
         told = [{"error": error.explanation}]
+        failing = error.is_server_error() and not _NOWHERE.search(str(error.explanation))
     if problems := [each["error"] for each in told if "error" in each]:
+        if failing or _NOT_NOW.search(str(problems[-1])):
+            raise BusyError(
+                _PULL_SECONDS, f"the Docker engine cannot pull the image {image} now: {problems[-1]}"
+            )
         raise IsolationRefusedError(
             f"the Docker engine neither has the image {image} nor can pull it: {problems[-1]}. "
             "Pull or build it there, or name another one with Python 3.11 or newer in PTC_DOCKER_IMAGE"

@@ -13,8 +13,9 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, TypeVar
 
 from docker import APIClient
-from docker.errors import APIError, DockerException, NotFound
+from docker.errors import APIError, DockerException, NotFound, StreamParseError
 from docker.utils import kwargs_from_env
+from urllib3.exceptions import HTTPError
 
 from ptc_worker.sandbox.protocol import IsolationRefusedError, SandboxError, UnsureError
 
@@ -60,8 +61,10 @@ class Engine:
                 future.set_result(act(self._api()))
             except APIError as error:
                 future.set_exception(meaning(error))
-            except OSError as error:
+            except (OSError, HTTPError, StreamParseError) as error:
                 future.set_exception(UnsureError(f"the Docker engine does not answer: {error}"))
+            except DockerException as error:
+                future.set_exception(SandboxError(f"the Docker engine cannot be asked: {error}"))
             except BaseException as error:  # noqa: BLE001 it is raised where it is waited for
                 future.set_exception(error)
 

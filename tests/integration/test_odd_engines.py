@@ -1,0 +1,186 @@
+"""Docker engines that fail in odd ways, on loopback: what the caller sees, and what is left."""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+from collections import Counter
+from contextlib import suppress
+from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qs, urlsplit
+
+import pytest
+from support import served
+
+from ptc_worker.busy import BusyError
+from ptc_worker.sandbox import prepare_sandboxes
+from ptc_worker.sandbox.protocol import IsolationRefusedError, Purpose
+from ptc_worker.settings import WorkerSettings
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+US = Purpose(installation="ours", worker="us", run_id="run-1", fence=3)
+LIMITED = "toomanyrequests: You have reached your pull rate limit"
+
+
+@dataclass(frozen=True)
+class Pull:
+    """How a pull ends."""
+
+    status: int = 200
+    said: bytes = b""
+    cut: bool = False
+
+
+class OddEngine(ThreadingHTTPServer):
+    """Speaks as much of the engine's API as comes before a container runs anything."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.pull: Pull | None = None
+        """How each pull ends; None where the image is there."""
+        self.containers: dict[str, dict[str, Any]] = {}
+        """The containers that there are, as a list tells them."""
+        self.calls: Counter[str] = Counter()
+        """Requests so far, by method and path."""
+        self.answers = threading.Event()
+        """Set unless pulls and creations are to wait."""
+        self.answers.set()
+
+    @property
+    def address(self) -> str:
+        """What DOCKER_HOST is to be."""
+        return f"tcp://127.0.0.1:{self.server_address[1]}"
+
+    def server_close(self) -> None:
+        """Let nobody wait any more."""
+        self.answers.set()
+        super().server_close()
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: OddEngine
+
+    def _serve(self) -> None:
+        self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        url = urlsplit(self.path)
+        path = url.path.removeprefix("/v1.44")
+        self.server.calls[f"{self.command} {path}"] += 1
+        match self.command, path.strip("/").split("/"):
+            case "GET", ["version"]:
+                self._reply(200, {"ApiVersion": "1.44"})
+            case "POST", ["images", "create"]:
+                self._pull()
+            case "POST", ["containers", "create"]:
+                self._create(parse_qs(url.query)["name"][0])
+            case "GET", ["containers", "json"]:
+                self._reply(200, list(self.server.containers.values()))
+            case "DELETE", ["containers", name] if self.server.containers.pop(name, None):
+                self._reply(204, None)
+            case "GET", ["containers", name, "json"] if name in self.server.containers:
+                self._reply(200, self.server.containers[name])
+            case _:
+                self._reply(404, {"message": f"no such thing: {path}"})
+
+    do_GET = do_POST = do_DELETE = _serve  # noqa: N815 as http.server has it
+
+    def _create(self, name: str) -> None:
+        if self.server.pull:
+            self._reply(404, {"message": "No such image"})
+            return
+        self.server.answers.wait()
+        self.server.containers[name] = {"Id": name, "Names": [f"/{name}"], "Labels": {}}
+        self._reply(201, {"Id": name, "Warnings": []})
+
+    def _pull(self) -> None:
+        pull = self.server.pull
+        assert pull is not None
+        self.server.answers.wait()
+        if pull.status != 200:
+            self._reply(pull.status, {"message": pull.said.decode()})
+            return
+        self.send_response(200)
+        self.send_header("Transfer-Encoding", "chunked")
+        self.end_headers()
+        self.wfile.write(b"%x\r\n%b\r\n" % (len(pull.said), pull.said))
+        if pull.cut:
+            self.close_connection = True
+            self.connection.shutdown(socket.SHUT_RDWR)
+        else:
+            self.wfile.write(b"0\r\n\r\n")
+
+    def _reply(self, status: int, content: object) -> None:
+        body = b"" if status == 204 else json.dumps(content).encode()
+        with suppress(OSError):
+            self.send_response(status)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 as http.server has it
+        """Stay quiet."""
+
+
+@pytest.fixture
+def engine() -> Iterator[OddEngine]:
+    """An engine that has the image, and nothing else."""
+    with served(OddEngine()) as running:
+        yield running
+
+
+@pytest.fixture
+def settings(engine: OddEngine, tmp_path: Path) -> WorkerSettings:
+    """The settings that lead there."""
+    return WorkerSettings(ptc_sandbox="docker", docker_host=engine.address, ptc_cache_dir=tmp_path)
+
+
+@pytest.mark.parametrize(
+    "pull",
+    [
+        pytest.param(Pull(said=b'{"status": "Pulling"}\r\n', cut=True), id="cut"),
+        pytest.param(Pull(said=b"<html>"), id="garbage"),
+        pytest.param(Pull(said=json.dumps({"error": LIMITED}).encode()), id="a limit, in the stream"),
+        pytest.param(Pull(429, LIMITED.encode()), id="a limit"),
+        pytest.param(Pull(500, LIMITED.encode()), id="a limit, as old engines tell it"),
+        pytest.param(Pull(503, b"unavailable"), id="an engine that fails"),
+        pytest.param(
+            Pull(said=b'{"error": "received unexpected HTTP status: 503 Service Unavailable"}'),
+            id="a registry that fails",
+        ),
+    ],
+)
+def test_a_pull_that_breaks_makes_the_run_wait(
+    settings: WorkerSettings, engine: OddEngine, pull: Pull
+) -> None:
+    """It says nothing about the image: another one may go well."""
+    engine.pull = pull
+
+    with pytest.raises(BusyError, match="no sandbox can be had|does not answer"):
+        prepare_sandboxes(settings, US)
+
+
+@pytest.mark.parametrize(
+    "pull",
+    [
+        pytest.param(Pull(404, b"pull access denied"), id="no image"),
+        pytest.param(Pull(500, b"dial tcp: lookup ptc.invalid: no such host"), id="no registry"),
+        pytest.param(Pull(said=b'{"error": "manifest unknown"}'), id="no tag"),
+    ],
+)
+def test_a_pull_that_will_never_do_is_refused(
+    settings: WorkerSettings, engine: OddEngine, pull: Pull
+) -> None:
+    """The message names the setting."""
+    engine.pull = pull
+
+    with pytest.raises(IsolationRefusedError, match="PTC_DOCKER_IMAGE"):
+        prepare_sandboxes(settings, US)
