@@ -188,6 +188,15 @@ def test_no_room_makes_the_run_wait_in_its_queue(
     assert (server.calls["create"], server.asked) == (1, [])
 
 
+def test_an_e2b_that_never_answers_makes_the_run_wait(local: WorkerSettings) -> None:
+    """It accepts what it is asked, and says nothing until nobody waits any more."""
+    with environment(local, (), 120, Halt()) as folder, serving(local, folder) as silent:
+        silent.meet("create", *[Fault.HANGS] * 9)
+        silent.meet("list", *[Fault.STALE] * 9)
+        with pytest.raises(BusyError, match="PTC_SANDBOX_START_TIMEOUT"):
+            judged(changed(local, **silent.chosen, ptc_sandbox_start_timeout=1))
+
+
 @pytest.mark.parametrize(
     ("update", "told", "creates"),
     [

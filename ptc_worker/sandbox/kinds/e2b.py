@@ -213,7 +213,8 @@ class E2BMachine:
             async with asyncio.timeout(seconds):
                 self._box = await again(self._asked_for)
         except TimeoutError:
-            raise SandboxError(
+            failure = SandboxError if self._id else UnsureError
+            raise failure(
                 f"{self._account.place} gave no sandbox within {seconds:g} s (PTC_SANDBOX_START_TIMEOUT): "
                 f"{self._complaint}"
             ) from None
