@@ -53,6 +53,9 @@ class OddEngine(ThreadingHTTPServer):
         self.answers = threading.Event()
         """Set unless pulls and creations are to wait."""
         self.answers.set()
+        self.answers_at_all = threading.Event()
+        """Set unless everything is to wait."""
+        self.answers_at_all.set()
 
     @property
     def address(self) -> str:
@@ -62,6 +65,7 @@ class OddEngine(ThreadingHTTPServer):
     def server_close(self) -> None:
         """Let nobody wait any more."""
         self.answers.set()
+        self.answers_at_all.set()
         super().server_close()
 
 
@@ -74,6 +78,7 @@ class _Handler(BaseHTTPRequestHandler):
         url = urlsplit(self.path)
         path = url.path.removeprefix("/v1.44")
         self.server.calls[f"{self.command} {path}"] += 1
+        self.server.answers_at_all.wait()
         match self.command, path.strip("/").split("/"):
             case "GET", ["version"]:
                 self._reply(200, {"ApiVersion": "1.44"})
@@ -164,7 +169,7 @@ def test_a_pull_that_breaks_makes_the_run_wait(
     """It says nothing about the image: another one may go well."""
     engine.pull = pull
 
-    with pytest.raises(BusyError, match="no sandbox can be had|does not answer"):
+    with pytest.raises(BusyError, match=r"no sandbox can be had|does not answer"):
         prepare_sandboxes(settings, US)
 
 
@@ -183,4 +188,26 @@ def test_a_pull_that_will_never_do_is_refused(
     engine.pull = pull
 
     with pytest.raises(IsolationRefusedError, match="PTC_DOCKER_IMAGE"):
+        prepare_sandboxes(settings, US)
+
+
+def test_an_engine_that_does_not_answer_makes_the_run_wait(
+    settings: WorkerSettings, engine: OddEngine
+) -> None:
+    """It may be busy, or still pulling the image; what it may have made is removed."""
+    hurried = settings.model_copy(update={"ptc_sandbox_start_timeout": 0.5})
+    engine.answers.clear()
+
+    with pytest.raises(BusyError, match="PTC_SANDBOX_START_TIMEOUT"):
+        prepare_sandboxes(hurried, US)
+
+
+def test_an_engine_that_hangs_before_anything_is_asked_makes_the_run_wait(
+    settings: WorkerSettings, engine: OddEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That is not as if there were none."""
+    monkeypatch.setattr("ptc_worker.sandbox.kinds.docker_engine.CALL_SECONDS", 0.1)
+    engine.answers_at_all.clear()
+
+    with pytest.raises(BusyError, match="does not answer"):
         prepare_sandboxes(settings, US)

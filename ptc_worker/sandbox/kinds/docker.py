@@ -135,7 +135,7 @@ class Container:
                         await self.delete()
                         await self._make()
         except TimeoutError:
-            raise SandboxError(
+            raise UnsureError(
                 f"no container was ready within {seconds:g} s (PTC_SANDBOX_START_TIMEOUT): it helps to "
                 f"`docker pull {self._engine.settings.ptc_docker_image}` beforehand"
             ) from None
