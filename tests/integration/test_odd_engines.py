@@ -16,7 +16,7 @@ import pytest
 from support import served
 
 from ptc_worker.busy import BusyError
-from ptc_worker.sandbox import prepare_sandboxes
+from ptc_worker.sandbox import prepare_sandboxes, reap_sandboxes
 from ptc_worker.sandbox.protocol import IsolationRefusedError, Purpose
 from ptc_worker.settings import WorkerSettings
 
@@ -211,3 +211,16 @@ def test_an_engine_that_hangs_before_anything_is_asked_makes_the_run_wait(
 
     with pytest.raises(BusyError, match="does not answer"):
         prepare_sandboxes(settings, US)
+
+
+@pytest.mark.parametrize("names", [[], None])
+def test_a_container_without_a_name_is_reaped_with_the_others(
+    settings: WorkerSettings, engine: OddEngine, names: list[str] | None
+) -> None:
+    """An engine that could not remove one at first may have forgotten how it was called."""
+    labels = Purpose(installation=US.installation, worker="dead").labels
+    engine.containers["1"] = {"Id": "1", "Names": names, "Labels": labels}
+    engine.containers["2"] = {"Id": "2", "Names": ["/ptc-dead-0-1"], "Labels": labels}
+
+    assert reap_sandboxes(settings, US, lambda _: ()) == 2
+    assert engine.containers == {}

@@ -103,7 +103,12 @@ class Docker:
         listed = await self._engine.call(
             lambda api: api.containers(all=True, filters={"label": f"ptc={installation}"})
         )
-        return [Found(each["Names"][0].lstrip("/"), each["Labels"], each["Id"]) for each in listed]
+        return [
+            Found(
+                (each["Names"] or [each["Id"]])[0].lstrip("/"), each["Labels"], each["Id"]
+            )  # dead ones have none
+            for each in listed
+        ]
 
     async def delete(self, found: Found) -> None:
         """Remove one."""
