@@ -13,10 +13,13 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
-from support import served
+from support import served, until
 
 from ptc_worker.busy import BusyError
+from ptc_worker.halt import Halt
+from ptc_worker.loop import begin_async, run_async
 from ptc_worker.sandbox import prepare_sandboxes, reap_sandboxes
+from ptc_worker.sandbox.kinds.docker import Docker
 from ptc_worker.sandbox.protocol import IsolationRefusedError, Purpose
 from ptc_worker.settings import WorkerSettings
 
@@ -106,8 +109,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._reply(201, {"Id": name, "Warnings": []})
 
     def _pull(self) -> None:
-        pull = self.server.pull
-        assert pull is not None
+        pull = self.server.pull or Pull()
         self.server.answers.wait()
         if pull.status != 200:
             self._reply(pull.status, {"message": pull.said.decode()})
@@ -223,4 +225,27 @@ def test_a_container_without_a_name_is_reaped_with_the_others(
     engine.containers["2"] = {"Id": "2", "Names": ["/ptc-dead-0-1"], "Labels": labels}
 
     assert reap_sandboxes(settings, US, lambda _: ()) == 2
+    assert engine.containers == {}
+
+
+@pytest.mark.parametrize(
+    ("pull", "waits_for"), [(None, "POST /containers/create"), (Pull(), "POST /images/create")]
+)
+def test_a_container_that_is_made_after_its_sandbox_is_gone_is_removed(
+    settings: WorkerSettings, engine: OddEngine, pull: Pull | None, waits_for: str
+) -> None:
+    """What a call has begun goes on when nobody waits for it any more."""
+    machine = Docker(settings).machine("ptc-run-1-3-1", US)
+    engine.pull = pull
+    engine.answers.clear()
+    starting = begin_async(machine.start())
+    until(lambda: engine.calls[waits_for])
+    starting.cancel()
+    run_async(machine.delete(), Halt())
+    engine.pull = None
+    engine.answers.set()
+    until(lambda: not any(thread.name == "docker" for thread in threading.enumerate()))
+
+    assert engine.calls["POST /containers/create"] == 1
+    assert engine.calls["POST /containers/ptc-run-1-3-1/start"] == 0
     assert engine.containers == {}

@@ -10,6 +10,7 @@ import asyncio
 import io
 import re
 import tarfile
+import threading
 import time
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
@@ -103,10 +104,9 @@ class Docker:
         listed = await self._engine.call(
             lambda api: api.containers(all=True, filters={"label": f"ptc={installation}"})
         )
+        # one that is dead may have no name any more
         return [
-            Found(
-                (each["Names"] or [each["Id"]])[0].lstrip("/"), each["Labels"], each["Id"]
-            )  # dead ones have none
+            Found((each["Names"] or [each["Id"]])[0].lstrip("/"), each["Labels"], each["Id"])
             for each in listed
         ]
 
@@ -125,6 +125,7 @@ class Container:
         self._engine = engine
         self._name = name
         self._purpose = purpose
+        self._unwanted = threading.Event()
         self.until = 0.0
 
     async def start(self) -> None:
@@ -137,7 +138,7 @@ class Container:
                 if self._engine.walled is None:
                     self._engine.walled = await self._has_landlock()
                     if not self._engine.walled:
-                        await self.delete()
+                        await self._remove()
                         await self._make()
         except TimeoutError:
             raise UnsureError(
@@ -156,18 +157,28 @@ class Container:
         host = api.create_host_config(**described.pop("host"))
         try:
             try:
+                self._refuse_if_unwanted()
                 api.create_container(**described, host_config=host, use_config_proxy=False)
             except ImageNotFound:
                 _pull(api, self._engine.settings.ptc_docker_image)
+                self._refuse_if_unwanted()
                 api.create_container(**described, host_config=host, use_config_proxy=False)
         except APIError as error:
             if error.status_code != HTTPStatus.CONFLICT:
                 raise _refusal(error, self._engine.settings) from error
             self._adopt(api)
+        if self._unwanted.is_set():  # whoever removed it may have come before it was there
+            remove(api, self._name)
+            self._refuse_if_unwanted()
         try:
             api.start(self._name)
         except APIError as error:
             raise _refusal(error, self._engine.settings) from error
+
+    def _refuse_if_unwanted(self) -> None:
+        """Go no further where nobody waits any more: the thread of a call outlives whoever made it."""
+        if self._unwanted.is_set():
+            raise SandboxError("the container was removed while it was made")
 
     def _adopt(self, api: APIClient) -> None:
         """Make sure that what has this name is ours: our own request was done, and its answer lost."""
@@ -205,7 +216,11 @@ class Container:
         return None if code else content
 
     async def delete(self) -> None:
-        """Remove it."""
+        """Remove it, and have what is being made removed by who makes it."""
+        self._unwanted.set()
+        await self._remove()
+
+    async def _remove(self) -> None:
         await self._engine.call(lambda api: remove(api, self._name))
 
     @property
