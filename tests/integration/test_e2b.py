@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import secrets
 import socket
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -281,6 +282,28 @@ def test_what_is_kept_warm_says_whose_it_is_though_nobody_warmed_up(
     assert verdict.outcome is Outcome.PASSED
     assert (looked_at["ptc-run"], used["ptc-run"]) == ("run-1", "run-1")
     assert {**PURPOSE.labels, "ptc-run": "", "ptc-fence": "0"}.items() <= warm.items()
+
+
+def test_what_is_kept_warm_is_used_also_where_tests_may_take_long(
+    settings: WorkerSettings, server: E2BServer
+) -> None:
+    """It lives as long as a run may need, and some time more to wait for one; what a run asks for does not."""
+    eager = changed(settings, ptc_sandbox_pool=1, ptc_test_timeout=3000)
+    kind = kind_for(eager)
+    prepare_sandboxes(eager, replace(PURPOSE, run_id="", fence=0))
+    kind._warm.wait()
+    verdict = judged(eager)
+    kind._warm.wait()
+    kind._warm.clear()
+    without_any = len(server.asked)
+    judged(eager)
+    kind._warm.wait()
+    kind._warm.clear()
+
+    asked = [(each["metadata"]["ptc-run"], each["timeout"]) for each in server.asked]
+    assert verdict.outcome is Outcome.PASSED
+    assert asked[:without_any] == [("", 4200)] * 3  # looked at, used, and kept for the next
+    assert asked[without_any:] == [("run-1", 3600), ("", 4200)]
 
 
 def test_a_warm_up_without_redis_leaves_the_sandbox_to_the_first_run(settings: WorkerSettings) -> None:
