@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import structlog
+from redis.exceptions import RedisError
 
 from ptc_contracts import LLMProvider
 from ptc_contracts.stages import Stage
@@ -48,6 +49,8 @@ def warm_up(settings: WorkerSettings, queues: Collection[str], purpose: Callable
             log.warning("sandbox_not_tried", reason=str(error))
         except (InstallError, TimeoutError) as error:
             log.warning("base_environment_not_ready", reason=str(error))
+        except RedisError as error:
+            log.warning("sandbox_not_tried", reason=type(error).__name__)  # the first run looks at one
         except SandboxError as error:
             log.error("no_sandbox", reason=str(error))  # noqa: TRY400 the message is the whole story
 

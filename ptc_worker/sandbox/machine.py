@@ -24,6 +24,9 @@ BASE = "ptc"
 
 _TRIES = 4
 _PAUSE_SECONDS = 0.25
+MOST_PATIENCE_SECONDS = 300.0
+"""Longest wait that a vendor is believed to want: its clock, or ours, may be wrong."""
+
 Network = Literal["machine", "own", "none"]
 """What tests may use: whatever the machine has; a loopback, for nothing outside can be reached; only one that is their own."""
 
@@ -119,5 +122,6 @@ async def again(act: Callable[[], Awaitable[T]]) -> T:
             if attempt == _TRIES:
                 raise
             log.info("sandbox_asked_again", attempt=attempt, error=str(error))
-            await asyncio.sleep(_PAUSE_SECONDS * 2**attempt if error.after is None else error.after)
+            pause = _PAUSE_SECONDS * 2**attempt if error.after is None else error.after
+            await asyncio.sleep(min(MOST_PATIENCE_SECONDS, pause))
     raise AssertionError("it counts on")  # pragma: no cover

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import structlog
 
 from ptc_worker.busy import BusyError
+from ptc_worker.sandbox.machine import MOST_PATIENCE_SECONDS
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -17,7 +18,7 @@ log = structlog.get_logger(__name__)
 
 _GROWTH = 1.5
 _MOST_SECONDS = 30.0
-"""Longest pause that grows by itself; a vendor may ask for more."""
+"""Longest pause that grows by itself; a vendor may ask for more, up to `MOST_PATIENCE_SECONDS`."""
 
 _ASKING_SECONDS = 3.0
 """How long the others wait for what the one is told that asks."""
@@ -58,7 +59,7 @@ class Room:
 
     def _refused(self, error: BusyError, *, again: bool) -> BusyError:
         grown = min(_MOST_SECONDS, _GROWTH * self._pause) if again else self._pause
-        self._pause = max(error.seconds, grown)
+        self._pause = min(MOST_PATIENCE_SECONDS, max(error.seconds, grown))
         self._until = time.monotonic() + self._pause
         if not self._why:
             log.warning("no_sandbox_to_be_had", reason=str(error), seconds=round(self._pause, 1))

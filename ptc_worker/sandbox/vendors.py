@@ -7,7 +7,7 @@ import itertools
 import threading
 import time
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 from uuid import uuid4
 
@@ -147,6 +147,8 @@ class RemoteKind:
         purpose: Purpose,
     ) -> Iterator[Callable[[], AbstractContextManager[RemoteSandbox]]]:
         """Gather the packages that the vendor's machines lack."""
+        if self._us == NOBODYS:  # a run may come before the warm-up
+            self._us = replace(purpose, run_id="", fence=0)
         deadline = time.monotonic() + timeout
         facts = self._known(purpose, timeout, halt)
         image = self._image

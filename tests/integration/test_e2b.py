@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import logging
 import secrets
+import socket
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from e2b_server import KEY, RETRY_AFTER_SECONDS, Fault, serving
+from redis import Redis
 from structlog.testing import capture_logs
 from support import until
 
@@ -18,8 +21,10 @@ from ptc_worker.filetypes import artifact
 from ptc_worker.halt import Halt
 from ptc_worker.runner import run_tests
 from ptc_worker.sandbox import equipped, prepare_sandboxes, reap_sandboxes
+from ptc_worker.sandbox.kinds.e2b import kind_for
 from ptc_worker.sandbox.protocol import IsolationRefusedError, Purpose, SandboxError
 from ptc_worker.settings import WorkerSettings
+from ptc_worker.warmup import warm_up
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -188,6 +193,15 @@ def test_no_room_makes_the_run_wait_in_its_queue(
     assert (server.calls["create"], server.asked) == (1, [])
 
 
+def test_an_e2b_that_never_answers_makes_the_run_wait(local: WorkerSettings) -> None:
+    """It accepts what it is asked, and says nothing until nobody waits any more."""
+    with environment(local, (), 120, Halt()) as folder, serving(local, folder) as silent:
+        silent.meet("create", *[Fault.HANGS] * 9)
+        silent.meet("list", *[Fault.STALE] * 9)
+        with pytest.raises(BusyError, match="PTC_SANDBOX_START_TIMEOUT"):
+            judged(changed(local, **silent.chosen, ptc_sandbox_start_timeout=1))
+
+
 @pytest.mark.parametrize(
     ("update", "told", "creates"),
     [
@@ -252,3 +266,56 @@ def test_orphans_are_found_on_all_pages_and_removed(settings: WorkerSettings, se
 
     assert reaped == len(ours)
     assert left == {box.id for box in theirs}
+
+
+def test_what_is_kept_warm_says_whose_it_is_though_nobody_warmed_up(
+    settings: WorkerSettings, server: E2BServer
+) -> None:
+    """A run may come first; without labels no reaper would find what is made ahead for the next."""
+    eager = changed(settings, ptc_sandbox_pool=1)
+    verdict = judged(eager)
+    kind = kind_for(eager)
+    kind._warm.wait()
+    kind._warm.clear()
+
+    looked_at, used, warm = [asked["metadata"] for asked in server.asked]
+    assert verdict.outcome is Outcome.PASSED
+    assert (looked_at["ptc-run"], used["ptc-run"]) == ("run-1", "run-1")
+    assert {**PURPOSE.labels, "ptc-run": "", "ptc-fence": "0"}.items() <= warm.items()
+
+
+def test_what_is_kept_warm_is_used_also_where_tests_may_take_long(
+    settings: WorkerSettings, server: E2BServer
+) -> None:
+    """It lives as long as a run may need, and some time more to wait for one; what a run asks for does not."""
+    eager = changed(settings, ptc_sandbox_pool=1, ptc_test_timeout=3000)
+    kind = kind_for(eager)
+    prepare_sandboxes(eager, replace(PURPOSE, run_id="", fence=0))
+    kind._warm.wait()
+    verdict = judged(eager)
+    kind._warm.wait()
+    kind._warm.clear()
+    without_any = len(server.asked)
+    judged(eager)
+    kind._warm.wait()
+    kind._warm.clear()
+
+    asked = [(each["metadata"]["ptc-run"], each["timeout"]) for each in server.asked]
+    assert verdict.outcome is Outcome.PASSED
+    assert asked[:without_any] == [("", 4200)] * 3  # looked at, used, and kept for the next
+    assert asked[without_any:] == [("run-1", 3600), ("", 4200)]
+
+
+def test_a_warm_up_without_redis_leaves_the_sandbox_to_the_first_run(settings: WorkerSettings) -> None:
+    """Nothing depends on it, so that its thread says what is missing, and ends."""
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        port = closed.getsockname()[1]
+
+    def purpose() -> Purpose:
+        Redis(port=port).ping()
+        return PURPOSE
+
+    with capture_logs() as logs:
+        warm_up(settings, {"sandbox"}, purpose)
+
+    assert {"event": "sandbox_not_tried", "log_level": "warning", "reason": "ConnectionError"} in logs

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 
 import pytest
 
@@ -38,13 +39,25 @@ def test_who_comes_before_the_time_is_sent_away_without_a_request() -> None:
     """The first one is told for how long, and why; that holds for all others of the process."""
 
     async def story() -> None:
-        room, vendor = Room(), Vendor(1000)
+        room, vendor = Room(), Vendor(200)
         first, second = await refused(room, vendor), await refused(room, vendor)
 
         assert vendor.asked == 1
         assert str(first) == str(second) == "no sandbox can be had: the account is full"
-        assert first.seconds >= 1000
-        assert second.seconds > 900
+        assert first.seconds >= 200
+        assert second.seconds > 100
+
+    asyncio.run(story())
+
+
+@pytest.mark.parametrize("wanted", [86_400, math.inf])
+def test_a_vendor_is_not_believed_that_it_wants_to_be_left_alone_for_hours(wanted: float) -> None:
+    """A clock may be wrong, or a date; and each of its runs would wait until its deadline."""
+
+    async def story() -> None:
+        refusal = await refused(Room(), Vendor(wanted))
+
+        assert 300 <= refusal.seconds < 400
 
     asyncio.run(story())
 

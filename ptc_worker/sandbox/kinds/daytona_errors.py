@@ -20,9 +20,6 @@ if TYPE_CHECKING:
 _QUOTA_SECONDS = 15.0
 """After which an account that is full is asked again, give or take a third."""
 
-_MOST_PATIENCE_SECONDS = 300.0
-"""Longest wait that is believed: their clock, or ours, may be wrong."""
-
 _QUOTA = re.compile(r"\btotal\b.*\blimit exceeded|quota", re.IGNORECASE)
 _NETWORK = re.compile(r"network", re.IGNORECASE)
 _REFUSED = frozenset({HTTPStatus.UNAUTHORIZED, HTTPStatus.PAYMENT_REQUIRED, HTTPStatus.FORBIDDEN})
@@ -89,7 +86,7 @@ def _patience(headers: Mapping[str, Any]) -> float:
     """Read after how many seconds they want to be asked again: each of their limits has a header of its own."""
     values = [value for name, value in headers.items() if name.lower().startswith("retry-after")]
     waits = [wait for value in values if (wait := _seconds(str(value))) is not None]
-    return min(_MOST_PATIENCE_SECONDS, max([1.0, *waits])) if waits else _a_while()
+    return max([1.0, *waits]) if waits else _a_while()
 
 
 def _seconds(text: str) -> float | None:

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import io
+import re
 import tarfile
+import threading
 import time
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
@@ -19,6 +21,7 @@ from docker.errors import APIError, ImageNotFound, NotFound
 from docker.types import LogConfig, Ulimit
 from docker.utils import parse_repository_tag
 
+from ptc_worker.busy import BusyError
 from ptc_worker.once import once
 from ptc_worker.sandbox.inside.confine import SCOPE_ABI
 from ptc_worker.sandbox.inside.guard import MAX_INODES
@@ -54,6 +57,13 @@ _LIFE_SECONDS = 2 * 3600
 """What a container lives at most, beside the time that its tests may take."""
 
 _FIRST_USER, _USERS = 20_000, 40_000
+
+_PULL_SECONDS = 30.0
+"""When it is worth pulling again from a registry that had no answer."""
+
+_NOT_NOW = re.compile(r"toomanyrequests|too many requests|unexpected .*status.* 5\d\d", re.IGNORECASE)
+_NOWHERE = re.compile("no such host", re.IGNORECASE)
+"""What is said of a registry that does not exist; engines give it the status of those that fail."""
 
 _NO_PROGRAM, _NO_FILE = 127, 66
 
@@ -94,7 +104,11 @@ class Docker:
         listed = await self._engine.call(
             lambda api: api.containers(all=True, filters={"label": f"ptc={installation}"})
         )
-        return [Found(each["Names"][0].lstrip("/"), each["Labels"], each["Id"]) for each in listed]
+        # one that is dead may have no name any more
+        return [
+            Found((each["Names"] or [each["Id"]])[0].lstrip("/"), each["Labels"], each["Id"])
+            for each in listed
+        ]
 
     async def delete(self, found: Found) -> None:
         """Remove one."""
@@ -111,6 +125,7 @@ class Container:
         self._engine = engine
         self._name = name
         self._purpose = purpose
+        self._unwanted = threading.Event()
         self.until = 0.0
 
     async def start(self) -> None:
@@ -123,10 +138,10 @@ class Container:
                 if self._engine.walled is None:
                     self._engine.walled = await self._has_landlock()
                     if not self._engine.walled:
-                        await self.delete()
+                        await self._remove()
                         await self._make()
         except TimeoutError:
-            raise SandboxError(
+            raise UnsureError(
                 f"no container was ready within {seconds:g} s (PTC_SANDBOX_START_TIMEOUT): it helps to "
                 f"`docker pull {self._engine.settings.ptc_docker_image}` beforehand"
             ) from None
@@ -142,18 +157,28 @@ class Container:
         host = api.create_host_config(**described.pop("host"))
         try:
             try:
+                self._refuse_if_unwanted()
                 api.create_container(**described, host_config=host, use_config_proxy=False)
             except ImageNotFound:
                 _pull(api, self._engine.settings.ptc_docker_image)
+                self._refuse_if_unwanted()
                 api.create_container(**described, host_config=host, use_config_proxy=False)
         except APIError as error:
             if error.status_code != HTTPStatus.CONFLICT:
                 raise _refusal(error, self._engine.settings) from error
             self._adopt(api)
+        if self._unwanted.is_set():  # whoever removed it may have come before it was there
+            remove(api, self._name)
+            self._refuse_if_unwanted()
         try:
             api.start(self._name)
         except APIError as error:
             raise _refusal(error, self._engine.settings) from error
+
+    def _refuse_if_unwanted(self) -> None:
+        """Go no further where nobody waits any more: the thread of a call outlives whoever made it."""
+        if self._unwanted.is_set():
+            raise SandboxError("the container was removed while it was made")
 
     def _adopt(self, api: APIClient) -> None:
         """Make sure that what has this name is ours: our own request was done, and its answer lost."""
@@ -191,7 +216,11 @@ class Container:
         return None if code else content
 
     async def delete(self) -> None:
-        """Remove it."""
+        """Remove it, and have what is being made removed by who makes it."""
+        self._unwanted.set()
+        await self._remove()
+
+    async def _remove(self) -> None:
         await self._engine.call(lambda api: remove(api, self._name))
 
     @property
@@ -280,15 +309,22 @@ def _pull(api: APIClient, image: str) -> None:
     """Pull an image that the engine does not have.
 
     Raises:
+        BusyError: its registry does not give it just now.
         IsolationRefusedError: there is none.
     """
     log.info("sandbox_image_pulled", image=image)
     name, tag = parse_repository_tag(image)
+    failing = False
     try:
         told = list(api.pull(name, tag=tag or "latest", stream=True, decode=True))
     except APIError as error:
         told = [{"error": error.explanation}]
+        failing = error.is_server_error() and not _NOWHERE.search(str(error.explanation))
     if problems := [each["error"] for each in told if "error" in each]:
+        if failing or _NOT_NOW.search(str(problems[-1])):
+            raise BusyError(
+                _PULL_SECONDS, f"the Docker engine cannot pull the image {image} now: {problems[-1]}"
+            )
         raise IsolationRefusedError(
             f"the Docker engine neither has the image {image} nor can pull it: {problems[-1]}. "
             "Pull or build it there, or name another one with Python 3.11 or newer in PTC_DOCKER_IMAGE"

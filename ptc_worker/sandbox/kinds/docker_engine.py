@@ -13,8 +13,10 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, TypeVar
 
 from docker import APIClient
-from docker.errors import APIError, DockerException, NotFound
+from docker.errors import APIError, DockerException, NotFound, StreamParseError
 from docker.utils import kwargs_from_env
+from requests.exceptions import Timeout
+from urllib3.exceptions import HTTPError
 
 from ptc_worker.sandbox.protocol import IsolationRefusedError, SandboxError, UnsureError
 
@@ -60,8 +62,10 @@ class Engine:
                 future.set_result(act(self._api()))
             except APIError as error:
                 future.set_exception(meaning(error))
-            except OSError as error:
+            except (OSError, HTTPError, StreamParseError) as error:
                 future.set_exception(UnsureError(f"the Docker engine does not answer: {error}"))
+            except DockerException as error:
+                future.set_exception(SandboxError(f"the Docker engine cannot be asked: {error}"))
             except BaseException as error:  # noqa: BLE001 it is raised where it is waited for
                 future.set_exception(error)
 
@@ -82,6 +86,8 @@ def _connected(host: str | None) -> APIClient:
         _knock(address)
         return APIClient(version="auto", timeout=CALL_SECONDS, **kwargs_from_env(environment=environment))
     except (DockerException, OSError) as error:
+        if isinstance(error.__cause__, Timeout):
+            raise UnsureError(f"the Docker engine at {address} does not answer: {error}") from error
         raise IsolationRefusedError(
             f"no Docker engine can be reached at {address}: {error}. Start one (systemctl start docker) and let this "
             "user reach it, name its address in DOCKER_HOST, or choose another kind of sandbox with PTC_SANDBOX"

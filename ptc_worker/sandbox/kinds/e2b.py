@@ -57,6 +57,9 @@ _LIFE_SECONDS = 3600
 _SPARE_SECONDS = 600
 """What a run needs beside the time of its tests, generously."""
 
+_AHEAD_SECONDS = 600
+"""How long one that was made ahead can wait for a run at least; small, for not every account may ask for much more."""
+
 # The SDK waits twice as long as it is told to: its transport adds up what reading and writing may take.
 _REQUEST_SECONDS = 10.0
 _TRANSFER_SECONDS = 30.0
@@ -86,7 +89,9 @@ class E2B:
 
     def machine(self, name: str, purpose: Purpose) -> Machine:
         """Describe a sandbox that carries this name and these labels."""
-        return E2BMachine(self._settings, self._account, {**purpose.labels, _NAME: name})
+        ahead = not purpose.run_id and self._settings.sandboxes_ahead > 0
+        metadata = {**purpose.labels, _NAME: name}
+        return E2BMachine(self._settings, self._account, metadata, ahead=ahead)
 
     async def found(self, installation: str) -> list[Found]:
         """List an installation's sandboxes, those that E2B has paused among them."""
@@ -194,7 +199,10 @@ class E2BMachine:
     blocked = False
     until = 0.0
 
-    def __init__(self, settings: WorkerSettings, account: Account, metadata: Mapping[str, str]) -> None:
+    def __init__(
+        self, settings: WorkerSettings, account: Account, metadata: Mapping[str, str], *, ahead: bool
+    ) -> None:
+        self._ahead = ahead
         self._settings = settings
         self._account = account
         self._mark = uuid4().hex
@@ -213,7 +221,8 @@ class E2BMachine:
             async with asyncio.timeout(seconds):
                 self._box = await again(self._asked_for)
         except TimeoutError:
-            raise SandboxError(
+            failure = SandboxError if self._id else UnsureError
+            raise failure(
                 f"{self._account.place} gave no sandbox within {seconds:g} s (PTC_SANDBOX_START_TIMEOUT): "
                 f"{self._complaint}"
             ) from None
@@ -330,7 +339,7 @@ class E2BMachine:
 
     @property
     def _life(self) -> int:
-        return max(_LIFE_SECONDS, self._run_seconds)
+        return max(_LIFE_SECONDS, self._run_seconds + (_AHEAD_SECONDS if self._ahead else 0))
 
     @property
     def _run_seconds(self) -> int:
