@@ -50,11 +50,14 @@ def span(seconds: float) -> str:
 
 
 def totals(rows: Sequence[Row], good: str = "green") -> dict[str, Any]:
-    """Sum rows up: how many plans, how many of them good, where from, and US dollars as far as they are known."""
+    """Sum rows up: how many plans, how many of them good, where from, and US dollars as far as they are known.
+
+    A plan that is warm has its result where it was to be kept; one that is green has one.
+    """
     sources = Counter(row.source for row in rows)
     return {
         "plans": len(rows),
-        good: sum(row.green for row in rows),
+        good: sum(row.green and not (good == "warm" and row.unwritten) for row in rows),
         "from_cache": sources["cache"],
         "joined": sources["joined"],
         "earlier": sources["earlier"],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import signal
 import subprocess
@@ -10,8 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from redis.asyncio import Redis as AsyncRedis
 from support import PATIENCE_SECONDS, answer_with, until
 
+from ptc_contracts import PTCCacheManager
 from ptc_contracts.keys import cache_key, content_id
 
 if TYPE_CHECKING:
@@ -82,6 +85,22 @@ def test_the_same_file_once_more_finds_its_earlier_runs(cluster: Cluster, tmp_pa
     told = json.loads(done.stdout)
     assert (done.returncode, cluster.calls_for(plan)) == (0, 1)
     assert [(row["status"], row["source"]) for row in told["plans"]] == [("SUCCESS", "earlier")]
+
+
+def test_an_earlier_run_fills_the_cache_that_lost_its_result(cluster: Cluster, tmp_path: Path) -> None:
+    """Nobody is asked again, whether the plan's run was its own or another's; whoever comes later is answered."""
+    plan = cluster.record([GREEN])
+    joiner, later = (plan.model_copy(update={"execution_id": name}) for name in ("joiner", "later"))
+    warm(cluster, tmp_path, [plan, joiner])
+    codes, answers = [], []
+    for each in (plan, joiner):
+        asyncio.run(PTCCacheManager(AsyncRedis.from_url(cluster.settings.url)).invalidate(plan))
+        codes.append(warm(cluster, tmp_path, [each]).returncode)
+        answers.append(cluster.ptc.submit(later).get(timeout=PATIENCE_SECONDS))
+
+    assert (codes, cluster.calls_for(plan)) == ([0, 0], 1)
+    assert [answer.status for answer in answers] == ["CACHE_HIT", "CACHE_HIT"]
+    assert [answer.metadata["saved_tokens"] > 0 for answer in answers] == [True, True]
 
 
 def test_a_single_plan_may_take_many_lines(cluster: Cluster, tmp_path: Path) -> None:
