@@ -160,7 +160,8 @@ def warm(
 
     given = read(plans, changes, _cacheable)
     with place(local=local) as where:
-        batch = Jobs(where.ptc, given, jobs, _keep, {"expires": expires}, quiet=quiet)
+        options = {"expires": expires}
+        batch = Jobs(where.ptc, given, jobs, _keep, options, quiet=quiet, brings_worker=where.brings_worker)
         finish(batch, where, timeout)
     rows = batch.all_rows
     if as_json:

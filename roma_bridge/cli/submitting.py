@@ -149,7 +149,15 @@ def _several(where: Place, given: Sequence[Given], asked: Asked) -> int:
     torn = (
         asked.as_json and sys.stdout is not None and sys.stdout.isatty()
     )  # lines of one stream through what is drawn on the other
-    batch = Jobs(where.ptc, given, asked.jobs, deliver, _options(asked), quiet=asked.quiet or torn)
+    batch = Jobs(
+        where.ptc,
+        given,
+        asked.jobs,
+        deliver,
+        _options(asked),
+        quiet=asked.quiet or torn,
+        brings_worker=where.brings_worker,
+    )
     try:
         finish(batch, where, asked.timeout)
     except BaseException:
