@@ -150,6 +150,7 @@ class _Reader:
         """Whether there is nothing more to come."""
         self._handle = handle
         self._place = "0-0"
+        self._has = after
         self._after = after
         self._before: list[StreamMessage] = []
         self._deadline = deadline_after(timeout)
@@ -194,7 +195,7 @@ class _Reader:
         if self._over:  # it had ended, and what it told was read after that
             end = ended_message(self._handle.get(timeout=_FETCH_SECONDS))
             self.ended = True
-            return [end]
+            return [] if end.id == self._has else [end]
         self._handle.end_if_over()
         self._over = self._handle.status().state is RunState.ENDED
         return []

@@ -362,6 +362,19 @@ def test_an_end_that_older_workers_did_not_tell_is_told_all_the_same(cluster: Cl
     assert kinds(told(handle)) == ["execution_completed"]
 
 
+def test_nothing_follows_a_runs_end_even_where_its_stream_has_passed(cluster: Cluster) -> None:
+    """Whoever has its last message gets nothing more; whoever lacks it gets the one that was told before."""
+    handle = cluster.ptc.submit(cluster.record([GREEN]))
+    *before, end = told(handle)
+    cluster.ptc.store.redis.delete(events_key(handle.run_id))
+
+    async def follow() -> list[StreamMessage]:
+        return [message async for message in handle.events(after=end.id, timeout=PATIENCE_SECONDS)]
+
+    assert list(handle.events(after=end.id, timeout=PATIENCE_SECONDS)) == asyncio.run(follow()) == []
+    assert [m.id for m in handle.events(after=before[-1].id, timeout=PATIENCE_SECONDS)] == [end.id]
+
+
 def test_messages_of_a_kind_that_is_not_known_are_passed_over(cluster: Cluster) -> None:
     """Newer peers may tell more."""
     handle = cluster.ptc.submit(cluster.record([GREEN]))
