@@ -10,7 +10,7 @@ from support import make_plan
 from ptc_contracts import ConfigurationError, InvalidPlanError
 from ptc_contracts.settings import RedisSettings
 from roma_bridge.defaults import default_expires, read_expires, with_defaults
-from roma_bridge.plans import read_plan
+from roma_bridge.plans import read_plan, read_plans
 
 
 def test_a_plan_may_be_a_model_a_dict_or_json() -> None:
@@ -19,6 +19,15 @@ def test_a_plan_may_be_a_model_a_dict_or_json() -> None:
 
     forms: list[Any] = [plan, plan.model_dump(), plan.model_dump_json(), "\ufeff" + plan.model_dump_json()]
     assert [read_plan(form) for form in forms] == [plan] * 4
+
+
+@pytest.mark.parametrize(
+    "given", [make_plan(), make_plan().model_dump(), make_plan().model_dump_json(), b"[]", None, 7]
+)
+def test_what_is_no_list_of_plans_is_refused_as_a_whole(given: Any) -> None:
+    """One plan has a door of its own."""
+    with pytest.raises(InvalidPlanError, match=r"^plans: give a list of plans; submit_plan takes one$"):
+        read_plans(given)
 
 
 def test_a_model_that_was_copied_without_validation_is_validated() -> None:
