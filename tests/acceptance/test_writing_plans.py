@@ -149,6 +149,8 @@ def test_a_shell_learns_to_complete(enqueue: Enqueue, shell: str) -> None:
         (("--new", "x", "a.json", "b.json"), "--new writes one file"),
         (("--jobs", "0", "-"), "0 is not in the range x>=1"),
         (("--priority", "urgent", "-"), "'urgent' is not one of 'high', 'normal', 'low'"),
+        (("--runs", "--project", ""), "Invalid value for '--project': it must not be empty"),
+        (("--runs", "--key", ""), "Invalid value for '--key': it must not be empty"),
         (("--bogus",), "No such option '--bogus'"),
         (("cache", "bogus"), "No such command 'bogus'"),
         (("cache", "warm"), "Missing argument"),

@@ -9,6 +9,7 @@ from support import make_plan
 
 from ptc_contracts import ConfigurationError, InvalidPlanError
 from ptc_contracts.settings import RedisSettings
+from roma_bridge import PTC
 from roma_bridge.defaults import default_expires, read_expires, with_defaults
 from roma_bridge.plans import read_plan, read_plans
 
@@ -19,6 +20,23 @@ def test_a_plan_may_be_a_model_a_dict_or_json() -> None:
 
     forms: list[Any] = [plan, plan.model_dump(), plan.model_dump_json(), "\ufeff" + plan.model_dump_json()]
     assert [read_plan(form) for form in forms] == [plan] * 4
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("project", "project must not be empty: leave it out for all runs"),
+        ("key", "key must not be empty: leave it out for all runs"),
+        ("state", "'' is not a valid RunState"),
+        ("status", "'' is not a valid ExecutionStatus"),
+    ],
+)
+def test_runs_are_not_chosen_by_what_is_empty(name: str, told: str) -> None:
+    """All runs would be listed, as if nothing had been asked for."""
+    nothing: dict[str, Any] = {name: ""}
+
+    with pytest.raises(ValueError, match=told):
+        PTC(RedisSettings(url="redis://127.0.0.1:1")).list_runs(**nothing)
 
 
 @pytest.mark.parametrize(
