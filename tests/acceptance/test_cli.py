@@ -214,6 +214,23 @@ def test_a_closed_standard_error_hears_nothing_and_stops_nothing(
 
 
 @pytest.mark.parametrize(
+    ("arguments", "code"), [(("--help",), 141), (("--schema",), 141), (("no-such.json",), 2)]
+)
+def test_a_closed_standard_output_is_told_where_something_was_to_be_printed(
+    tmp_path: Path, user: Mapping[str, str], arguments: tuple[str, ...], code: int
+) -> None:
+    """As a shell's `>&-` leaves it."""
+    assert _without(">&-", tmp_path, user, *arguments).returncode == code
+
+
+def test_a_closed_standard_output_loses_no_files(tmp_path: Path, user: Mapping[str, str]) -> None:
+    """Only the summary."""
+    done = _without(">&-", tmp_path, user, *LOCAL, "--output", "out", str(DEMO / "plan.json"))
+
+    assert (done.returncode, (tmp_path / "out" / "ledger" / "parse.py").exists()) == (141, True), done.stderr
+
+
+@pytest.mark.parametrize(
     ("how", "code", "told"),
     [
         ("closed", 141, ""),
