@@ -72,7 +72,7 @@ class Row:
     folder: str | None = None
     """Where its files are, if they were written."""
     unwritten: str | None = None
-    """Why its files could not be written."""
+    """Why its files could not be written, or its result not be kept."""
 
     @property
     def exit_code(self) -> int:
