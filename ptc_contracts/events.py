@@ -116,11 +116,12 @@ NOTHING = Addition()
 
 
 def ended_message(result: PTCArtifactResult) -> StreamMessage:
-    """Tell of a run's end, and of nothing after it."""
+    """Tell of a run's end, and of nothing after it; its id is the run's own, whoever tells it and however often."""
     failed = result.status in {ExecutionStatus.FAILURE, ExecutionStatus.TIMEOUT}
     tests = result.test_results
     counts = f", {tests.tests_passed} passed, {tests.tests_failed} failed" if tests else ""
     return StreamMessage(
+        id=str(uuid5(NAMESPACE_OID, f"{result.metadata.get('run_id')} ended")),
         event_type=StreamEventType.EXECUTION_FAILED if failed else StreamEventType.EXECUTION_COMPLETED,
         execution_id=result.execution_id,
         progress=1.0,

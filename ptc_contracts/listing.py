@@ -39,13 +39,15 @@ def list_runs(
     """List the runs for which all holds that is given, the newest first.
 
     Raises:
-        ValueError: the limit is no whole number from 1 to 1000, the cursor is none, or a text is none.
+        ValueError: the limit is no whole number from 1 to 1000, the cursor is none, or a text is none or empty.
     """
     if type(limit) is not int or not 1 <= limit <= LARGEST_PAGE:
         raise ValueError(f"limit must be a whole number from 1 to {LARGEST_PAGE}, not {limit!r}")
     for name, text in (("key", key), ("project", project)):
         if text is not None and not isinstance(text, str):
             raise ValueError(f"{name} must be a text, not {text!r}")
+        if text == "":
+            raise ValueError(f"{name} must not be empty: leave it out for all runs")
     wanted = (state.value if state else "", status.value if status else "", shown(project or ""), key or "")
     runs: list[tuple[RunSummary, str]] = []
     score = _score(cursor)

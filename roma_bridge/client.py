@@ -186,9 +186,9 @@ class PTC:
         with reaching(self.settings):
             return list_runs_of(
                 self.store.redis,
-                state=RunState(state) if state else None,
+                state=None if state is None else RunState(state),
                 key=key,
-                status=ExecutionStatus(status) if status else None,
+                status=None if status is None else ExecutionStatus(status),
                 project=project,
                 limit=limit,
                 cursor=cursor,

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, contextmanager
 from math import inf
+from threading import Lock
 from typing import TYPE_CHECKING, Any, cast
 
 from pydantic import ValidationError
@@ -41,7 +42,7 @@ _FETCH_SECONDS = 30.0
 
 
 class Events(Iterator[StreamMessage], AsyncIterator[StreamMessage]):
-    """The messages of a run, for `for`, `next`, `async for` or `anext`; whoever stops half-way may go on with it.
+    """The messages of a run, for one consumer: `for`, `next`, `async for` or `anext`. Whoever stops half-way may go on.
 
     Whoever comes late gets what was told before, then follows; whoever comes back names the last message that it has.
     It ends after the message that tells of the run's end. Asked again after an error, it goes on. It may raise:
@@ -49,6 +50,7 @@ class Events(Iterator[StreamMessage], AsyncIterator[StreamMessage]):
         RunNotFoundError: there is no such run, or no longer.
         RunNotFinishedError: the time, which begins with the first message that is asked for, is over; the run goes on.
         ServerUnavailableError: the time is over, and Redis cannot be reached.
+        RuntimeError: somebody else waits for a message of the same object.
     """
 
     def __init__(self, handle: PlanHandle, after: str | None = None, timeout: float | None = None) -> None:
@@ -56,39 +58,56 @@ class Events(Iterator[StreamMessage], AsyncIterator[StreamMessage]):
         self._after = after
         self._timeout = timeout
         self._over = False
+        self._taken = Lock()
         self._heard: Iterator[StreamMessage] | None = None
         self._awaited: AsyncIterator[StreamMessage] | None = None
 
     def __next__(self) -> StreamMessage:
         """Give the next message; block while nothing comes."""
-        if self._over:
-            raise StopIteration
-        self._awaited = None
-        self._heard = self._heard or self._hear()
-        try:
-            message = next(self._heard)
-        except BaseException:
-            self._heard = None
-            raise
-        self._after = message.id
-        return message
+        with self._alone():
+            if self._over:
+                raise StopIteration
+            self._awaited = None
+            self._heard = self._heard or self._hear()
+            try:
+                message = next(self._heard)
+            except BaseException:
+                self._heard = None
+                raise
+            self._after = message.id
+            return message
 
     async def __anext__(self) -> StreamMessage:
         """Give the next message without blocking the loop."""
-        while not self._over:
-            self._heard = None
-            self._awaited = self._awaited or self._await()
-            try:
-                message = await anext(self._awaited)
-            except StopAsyncIteration:
-                self._awaited = None  # the run has ended, or the loop that was used before
-            except BaseException:
-                self._awaited = None
-                raise
-            else:
-                self._after = message.id
-                return message
-        raise StopAsyncIteration
+        with self._alone():
+            while not self._over:
+                self._heard = None
+                self._awaited = self._awaited or self._await()
+                try:
+                    message = await anext(self._awaited)
+                except StopAsyncIteration:
+                    self._awaited = None  # the run has ended, or the loop that was used before
+                except BaseException:
+                    self._awaited = None
+                    raise
+                else:
+                    self._after = message.id
+                    return message
+            raise StopAsyncIteration
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Keep everybody else away while somebody waits for a message.
+
+        Raises:
+            RuntimeError: somebody does already.
+        """
+        if not self._taken.acquire(blocking=False):
+            raise RuntimeError("these events are somebody else's: call events() once for each consumer")
+        try:
+            yield
+        finally:
+            self._taken.release()
 
     def _hear(self) -> Iterator[StreamMessage]:
         if self._handle.from_cache:
@@ -150,6 +169,7 @@ class _Reader:
         """Whether there is nothing more to come."""
         self._handle = handle
         self._place = "0-0"
+        self._has = after
         self._after = after
         self._before: list[StreamMessage] = []
         self._deadline = deadline_after(timeout)
@@ -194,7 +214,7 @@ class _Reader:
         if self._over:  # it had ended, and what it told was read after that
             end = ended_message(self._handle.get(timeout=_FETCH_SECONDS))
             self.ended = True
-            return [end]
+            return [] if end.id == self._has else [end]
         self._handle.end_if_over()
         self._over = self._handle.status().state is RunState.ENDED
         return []

@@ -133,7 +133,7 @@ class PlanHandle:
             self.ptc.store.end_if_over(self.run_id)
 
     def events(self, after: str | None = None, timeout: float | None = None) -> Events:
-        """Follow what the run tells, with `for` or `async for`, from its start to its end.
+        """Follow what the run tells, with `for` or `async for`, from its start to its end; what is returned is for one.
 
         Args:
             after: The id of the last message that the caller has: what came later is told.

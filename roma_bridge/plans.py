@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import codecs
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from pydantic import ValidationError
 from pydantic_core import PydanticSerializationError
 
 from ptc_contracts import InvalidPlanError, PTCExecutionPlan
 from roma_bridge.defaults import with_defaults
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
 
 MOST_PROBLEMS = 50
 """Lines of a message about plans that are not valid."""
@@ -48,9 +46,11 @@ def read_plans(
 
     Raises:
         InvalidPlanError: with a line for every field of every plan that breaks the contract, such as
-            `plans[3].max_iterations: …`; 50 lines at most.
+            `plans[3].max_iterations: …`; 50 lines at most. Or what was given is one plan, or none.
         ConfigurationError: a default from the environment does not fit a plan.
     """
+    if isinstance(plans, PTCExecutionPlan | Mapping | str | bytes) or not isinstance(plans, Iterable):
+        raise InvalidPlanError("plans: give a list of plans; submit_plan takes one")
     read, problems = [], []
     for number, plan in enumerate(plans):
         try:

@@ -32,6 +32,16 @@ def printable(text: str) -> str:
     return _SURROGATES.sub("\ufffd", _UNSEEN.sub("", plain))
 
 
+def marks(encoding: str) -> tuple[str, str]:
+    """Give the marks for what is good and what is not, as far as an encoding has them."""
+    return ("✓", "✗") if knows_unicode(encoding) else ("+", "x")
+
+
+def knows_unicode(encoding: str) -> bool:
+    """Tell whether an encoding has more than a few signs."""
+    return encoding.lower().startswith("utf")
+
+
 def one_line(text: str) -> str:
     """Return printable text on one line: ends of lines and tabs become spaces."""
     return printable(text).replace("\n", " ").replace("\t", " ")

@@ -55,6 +55,14 @@ class Seconds(click.FloatRange):
         return seconds
 
 
+class Text(click.types.StringParamType):
+    """A text that is not empty, as a shell's variable that is not set leaves it."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:  # noqa: ANN401 as click's own
+        """Refuse what is empty."""
+        return super().convert(value, param, ctx) or self.fail("it must not be empty", param, ctx)
+
+
 local_look = click.option(
     "--local", is_flag=True, help="Look at the server that --local keeps (unless REDIS_URL is set)."
 )

@@ -160,7 +160,8 @@ def warm(
 
     given = read(plans, changes, _cacheable)
     with place(local=local) as where:
-        batch = Jobs(where.ptc, given, jobs, _keep_nothing, {"expires": expires}, quiet=quiet)
+        options = {"expires": expires}
+        batch = Jobs(where.ptc, given, jobs, _keep, options, quiet=quiet, brings_worker=where.brings_worker)
         finish(batch, where, timeout)
     rows = batch.all_rows
     if as_json:
@@ -171,8 +172,29 @@ def warm(
     sys.exit(worst(row.exit_code for row in rows))
 
 
-def _keep_nothing(_given: Given, _handle: PlanHandle, _result: PTCArtifactResult) -> Path | None:
-    return None
+def _keep(given: Given, handle: PlanHandle, result: PTCArtifactResult) -> None:
+    """Store a good result that the cache does not keep: an earlier run's, perhaps, that was taken out of it since.
+
+    Raises:
+        UnwritableError: the cache does not take it.
+    """
+    from ptc_contracts import ExecutionStatus, PTCError
+    from ptc_contracts.keys import cache_names
+    from roma_bridge.files import UnwritableError
+    from roma_bridge.handle import PlanHandle
+
+    ptc, plan = handle.ptc, given.plan
+    if result.status is not ExecutionStatus.SUCCESS:
+        return
+    try:
+        if any(entry.serves(plan) for entry in _entries(ptc, cache_names(plan)).values()):
+            return
+        whole = PlanHandle.of(handle.run_id, ptc).get(timeout=0)  # a joiner's leaves out what it cost
+        stored = _ask(ptc, lambda manager: manager.set(plan, whole))
+    except PTCError as error:
+        raise UnwritableError(f"the cache does not keep it: {error}") from None
+    if not stored:
+        raise UnwritableError("the cache does not keep it: the server refuses it")
 
 
 def _cacheable(plan: PTCExecutionPlan) -> None:

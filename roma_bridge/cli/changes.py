@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
 _MOST_SUGGESTIONS = 3
 
+_WHOLE = "scaffolding"
+"""The field whose parts are named as fields; it is an object that may be set as a whole, too."""
+
 
 @dataclass(frozen=True)
 class Change:
@@ -37,6 +40,8 @@ class Change:
         name = name.strip()
         if not equals:
             raise click.UsageError(f"--set {text}: give it as FIELD=VALUE, such as max_iterations=5")
+        if name == _WHOLE:
+            return cls((name,), _value(value, ScaffoldingSpec))
         field = next((known for known in _fields() if name == known or name.startswith(f"{known}.")), None)
         if field is None:
             raise click.UsageError(f"--set {name}: a plan has no such field{_suggestion(name)}")
@@ -77,8 +82,8 @@ def changed(text: bytes, changes: Sequence[Change]) -> bytes:
 def _fields() -> dict[str, Any]:
     """Map the names of all fields, `scaffolding.context` like, to their types."""
     top = {name: info.annotation for name, info in PTCExecutionPlan.model_fields.items()}
-    del top["scaffolding"]
-    inner = {f"scaffolding.{name}": info.annotation for name, info in ScaffoldingSpec.model_fields.items()}
+    del top[_WHOLE]
+    inner = {f"{_WHOLE}.{name}": info.annotation for name, info in ScaffoldingSpec.model_fields.items()}
     return inner | top
 
 

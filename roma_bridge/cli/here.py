@@ -25,6 +25,11 @@ class Place:
     stack: LocalStack | None = None
     """Server and worker of `--local`."""
 
+    @property
+    def brings_worker(self) -> bool:
+        """Whether the command starts a worker."""
+        return self.stack is not None
+
     def check(self) -> None:
         """Make sure that waiting is not vain.
 

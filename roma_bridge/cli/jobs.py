@@ -72,7 +72,7 @@ class Row:
     folder: str | None = None
     """Where its files are, if they were written."""
     unwritten: str | None = None
-    """Why its files could not be written."""
+    """Why its files could not be written, or its result not be kept."""
 
     @property
     def exit_code(self) -> int:
@@ -135,6 +135,8 @@ class Jobs:
     """How plans are submitted, see `PTC.submit`."""
     quiet: bool = False
     """Whether only that is shown which somebody has to do something about."""
+    brings_worker: bool = False
+    """Whether the command starts a worker, so that nobody has to."""
     rows: dict[int, Row] = field(default_factory=dict)
     """What became of the plans that ended, by their number."""
     became: Mapping[str, str] = field(default_factory=dict)
@@ -143,11 +145,12 @@ class Jobs:
     _callers: set[tuple[str, str]] = field(default_factory=set)
     _away: bool = False
     _idle_since: float = field(default_factory=time.monotonic)
-    _asked_for_workers: bool = False
+    _asked_for_workers: bool = field(init=False)
 
     def __post_init__(self) -> None:
         self._view = PlansView([PlanRow(each.plan.execution_id) for each in self.given])
         self._waiting = deque(enumerate(self.given, 1))
+        self._asked_for_workers = self.brings_worker
 
     def run(self, timeout: float | None, check: Callable[[], None]) -> None:
         """Work until every plan has ended or the time is over, and show on standard error how it goes.

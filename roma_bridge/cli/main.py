@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from roma_bridge.cli.asked import SUBMIT, Asked, Option, Seconds, Task, task_of
+from roma_bridge.cli.asked import SUBMIT, Asked, Option, Seconds, Task, Text, task_of
 from roma_bridge.cli.cache import cache
 from roma_bridge.cli.dead import dead
 from roma_bridge.cli.endings import EXIT_CODES, WORST_FIRST, fail, plain_errors
@@ -267,10 +267,16 @@ _EPILOG = "\n".join(
     cls=Option,
     section=_RUNS,
     goes_with=("runs",),
+    type=Text(),
     help="With --runs: those of this project_name.",
 )
 @click.option(
-    "--key", cls=Option, section=_RUNS, goes_with=("runs",), help="With --runs: those of plans with this key."
+    "--key",
+    cls=Option,
+    section=_RUNS,
+    goes_with=("runs",),
+    type=Text(),
+    help="With --runs: those of plans with this key.",
 )
 @click.option(
     "--limit",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from contextlib import contextmanager
 from io import BufferedWriter, FileIO, TextIOWrapper
@@ -43,13 +44,26 @@ def lasting_outlets() -> Iterator[None]:
 
 
 def _outlet(name: str) -> _Outlet | None:
-    """Put one below a standard stream, unless that is closed; what its encoding lacks is written as an escape."""
+    """Put one below a standard stream; what its encoding lacks is written as an escape.
+
+    Standard output that was closed from the start is lost with the first word that is written on it. Standard error
+    then stays away, for nothing is drawn where there is none.
+    """
     stream = getattr(sys, name)
-    if not isinstance(stream, TextIOWrapper):
+    if isinstance(stream, TextIOWrapper):
+        outlet = _Outlet(stream.fileno(), "wb", closefd=False)
+        encoding, by_line = stream.encoding, stream.line_buffering
+    elif stream is None and name == "stdout":
+        outlet, encoding, by_line = _Outlet(_unread_pipe(), "wb"), "utf-8", False
+    else:
         return None
-    outlet = _Outlet(stream.fileno(), "wb", closefd=False)
-    text = TextIOWrapper(
-        BufferedWriter(outlet), stream.encoding, "backslashreplace", line_buffering=stream.line_buffering
-    )
+    text = TextIOWrapper(BufferedWriter(outlet), encoding, "backslashreplace", line_buffering=by_line)
     setattr(sys, name, text)
     return outlet
+
+
+def _unread_pipe() -> int:
+    """Make a pipe whose reader has left."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    return writer

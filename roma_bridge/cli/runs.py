@@ -14,9 +14,8 @@ from ptc_contracts.run import Departure, RunState
 from roma_bridge.cli.endings import interruptible
 from roma_bridge.cli.here import hint, place, server
 from roma_bridge.cli.submitting import awaited, handed_over
-from roma_bridge.cli.tables import columns, span
+from roma_bridge.cli.tables import columns, name_cell, span
 from roma_bridge.handle import PlanHandle
-from roma_bridge.terminal import one_line
 
 if TYPE_CHECKING:
     from ptc_contracts.run import RunSummary
@@ -67,8 +66,8 @@ def _cells(run: RunSummary) -> tuple[str, ...]:
     iteration = f"{run.iteration} of {run.max_iterations}"
     return (
         run.run_id,
-        one_line(run.execution_id),
-        one_line(run.project or ""),
+        name_cell(run.execution_id),
+        name_cell(run.project or ""),
         state,
         iteration,
         f"{ago} ago",

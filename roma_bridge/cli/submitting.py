@@ -44,7 +44,7 @@ def submit(asked: Asked) -> int:
         if asked.continue_run:
             given = [continued(where.ptc, asked.continue_run, asked.changes, local=asked.local)]
         if asked.replay:
-            given = [Given(each.file, each.line, _for_replay(each.plan)) for each in given]
+            given = [Given(each.file, each.line, _for_replay(each.plan, where)) for each in given]
         if asked.no_wait:
             return _sent(where, given, asked)
         return _one(where, given[0], asked) if len(given) == 1 else _several(where, given, asked)
@@ -149,7 +149,15 @@ def _several(where: Place, given: Sequence[Given], asked: Asked) -> int:
     torn = (
         asked.as_json and sys.stdout is not None and sys.stdout.isatty()
     )  # lines of one stream through what is drawn on the other
-    batch = Jobs(where.ptc, given, asked.jobs, deliver, _options(asked), quiet=asked.quiet or torn)
+    batch = Jobs(
+        where.ptc,
+        given,
+        asked.jobs,
+        deliver,
+        _options(asked),
+        quiet=asked.quiet or torn,
+        brings_worker=where.brings_worker,
+    )
     try:
         finish(batch, where, asked.timeout)
     except BaseException:
@@ -198,7 +206,9 @@ def _options(asked: Asked) -> dict[str, Any]:
     return {"priority": asked.priority, "expires": asked.expires}
 
 
-def _for_replay(plan: PTCExecutionPlan) -> PTCExecutionPlan:
-    """Let what is replayed be a run of its own, which no cache keeps: the server may be the user's."""
-    own = {"cache_strategy": CacheStrategy.NEVER, "execution_id": f"{plan.execution_id}-{uuid4().hex[:8]}"}
+def _for_replay(plan: PTCExecutionPlan, where: Place) -> PTCExecutionPlan:
+    """Let what is replayed be a run of its own, which no cache keeps; at a server of the user's by a name of its own."""
+    own: dict[str, Any] = {"cache_strategy": CacheStrategy.NEVER}
+    if where.stack and where.stack.lasts:
+        own["execution_id"] = f"{plan.execution_id}-{uuid4().hex[:8]}"
     return plan.model_copy(update=own)

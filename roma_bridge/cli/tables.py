@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
+from rich.cells import cell_len, set_cell_size
+
 from roma_bridge.cli.jobs import cost_of
 from roma_bridge.terminal import one_line
 
@@ -14,17 +16,32 @@ if TYPE_CHECKING:
     from roma_bridge.cli.jobs import Row
 
 
+WIDEST_NAME = 60
+"""Columns of a terminal that a name may take in a table; whole names are in JSON."""
+
+
 def columns(head: Sequence[str], cells: Sequence[Sequence[str]], right: Sequence[str] = ()) -> list[str]:
     """Lay cells out below their heads, those named in `right` against the right edge of their column."""
     rows = [head, *cells]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    aligned = [">" if name in right else "<" for name in head]
+    widths = [max(map(cell_len, column)) for column in zip(*rows, strict=True)]
     return [
         "  ".join(
-            f"{cell:{side}{width}}" for cell, side, width in zip(row, aligned, widths, strict=True)
+            _padded(cell, width, right=name in right)
+            for cell, width, name in zip(row, widths, head, strict=True)
         ).rstrip()
         for row in rows
     ]
+
+
+def _padded(cell: str, width: int, *, right: bool) -> str:
+    space = " " * (width - cell_len(cell))
+    return space + cell if right else cell + space
+
+
+def name_cell(name: str) -> str:
+    """Fit a name that others chose into a cell: on one line, and cut where it would push all columns away."""
+    line = one_line(name)
+    return line if cell_len(line) <= WIDEST_NAME else f"{set_cell_size(line, WIDEST_NAME - 1).rstrip()}…"
 
 
 def batch_table(rows: Sequence[Row], good: str = "green") -> str:
@@ -33,7 +50,7 @@ def batch_table(rows: Sequence[Row], good: str = "green") -> str:
     head = ("plan", "status", "from", "seconds", "cost", *(("files",) if files else ()))
     cells = [
         (
-            *(one_line(row.execution_id), row.status, row.source, f"{row.seconds:.1f}", cost_of(row)),
+            *(name_cell(row.execution_id), row.status, row.source, f"{row.seconds:.1f}", cost_of(row)),
             *((f"{row.folder}/" if row.folder else "",) if files else ()),
         )
         for row in rows
@@ -50,11 +67,14 @@ def span(seconds: float) -> str:
 
 
 def totals(rows: Sequence[Row], good: str = "green") -> dict[str, Any]:
-    """Sum rows up: how many plans, how many of them good, where from, and US dollars as far as they are known."""
+    """Sum rows up: how many plans, how many of them good, where from, and US dollars as far as they are known.
+
+    A plan that is warm has its result where it was to be kept; one that is green has one.
+    """
     sources = Counter(row.source for row in rows)
     return {
         "plans": len(rows),
-        good: sum(row.green for row in rows),
+        good: sum(row.green and not (good == "warm" and row.unwritten) for row in rows),
         "from_cache": sources["cache"],
         "joined": sources["joined"],
         "earlier": sources["earlier"],

@@ -14,7 +14,7 @@ from rich.text import Text
 
 from roma_bridge.show.lines import MOST_ISSUES
 from roma_bridge.show.view import GREEN, few
-from roma_bridge.terminal import one_line
+from roma_bridge.terminal import knows_unicode, marks, one_line
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -57,7 +57,7 @@ class Canvas:
     @property
     def rich_signs(self) -> bool:
         """Whether there is more than ASCII."""
-        return self.encoding.startswith("utf")
+        return knows_unicode(self.encoding)
 
     @property
     def spinner(self) -> str:
@@ -67,8 +67,8 @@ class Canvas:
 
     def sign(self, *, good: bool) -> tuple[str, str]:
         """Return a mark with its style."""
-        signs = ("✓", "✗") if self.rich_signs else ("+", "x")
-        return (signs[0], "green") if good else (signs[1], "red")
+        right, wrong = marks(self.encoding)
+        return (right, "green") if good else (wrong, "red")
 
     def line(self, *parts: str | tuple[str, str]) -> Text:
         """Put a line together that takes one row, whatever its length."""

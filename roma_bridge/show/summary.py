@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from collections import Counter, defaultdict
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from roma_bridge.terminal import one_line, printable
+from roma_bridge.terminal import marks, one_line, printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -23,7 +24,7 @@ _MORE_ISOLATION = {
 
 
 def summary(result: PTCArtifactResult, folder: Path | None) -> str:
-    """Tell status, files, tests, tokens and cost, what was saved, and where the files are, if they are anywhere."""
+    """Tell, in signs that standard output has, status, files, tests, cost, savings, and where the files are, if anywhere."""
     parts = (_ending(result), _tests(result), _files(result, folder), _models(result), _saved(result))
     return "\n".join(line for part in parts for line in part)
 
@@ -49,9 +50,10 @@ def _tests(result: PTCArtifactResult) -> Iterator[str]:
     yield f"  tests     {tests.tests_passed} passed, {tests.tests_failed} failed{where}"
     if isolation in _MORE_ISOLATION:
         yield f"            {_MORE_ISOLATION[isolation]}"
+    right, wrong = marks(getattr(sys.stdout, "encoding", None) or "utf-8")
     for test in _rows(result, "tests", {"id", "outcome"}):
         passed = test["outcome"] == "passed"
-        mark = click.style("✓", fg="green") if passed else click.style("✗", fg="red")
+        mark = click.style(right, fg="green") if passed else click.style(wrong, fg="red")
         told = f"{test['id']}" if passed else f"{test['id']} ({test['outcome']})"
         yield f"            {mark} {one_line(told)}"
 

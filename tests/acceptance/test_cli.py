@@ -58,6 +58,17 @@ def test_json_prints_the_result_and_nothing_else(enqueue: Enqueue, tmp_path: Pat
     assert sorted(path.name for path in tmp_path.iterdir()) == ["home"]
 
 
+def test_what_is_replayed_keeps_its_name(enqueue: Enqueue, tmp_path: Path) -> None:
+    """Its files are below a folder of that name, and the table has it."""
+    plan = json.loads((DEMO / "plan.json").read_text())
+    lines = [json.dumps({**plan, "execution_id": name}) for name in ("one", "two")]
+    done = enqueue(*LOCAL, "--output", "out", "-", stdin="\n".join(lines))
+
+    assert done.returncode == 0, done.stderr
+    assert [line.split()[0] for line in done.stdout.splitlines()[1:3]] == ["one", "two"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["one", "two"]
+
+
 def test_existing_files_are_kept_unless_forced(enqueue: Enqueue, tmp_path: Path) -> None:
     """The message names the file and the way out; the exit code is its own."""
     (tmp_path / "out" / "ledger").mkdir(parents=True)
@@ -211,6 +222,23 @@ def test_a_closed_standard_error_hears_nothing_and_stops_nothing(
     done = _without("2>&-", tmp_path, {**user, "TERM": "xterm"}, *LOCAL, str(DEMO / "plan.json"))
 
     assert (done.returncode, "SUCCESS in" in done.stdout) == (0, True), done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"), [(("--help",), 141), (("--schema",), 141), (("no-such.json",), 2)]
+)
+def test_a_closed_standard_output_is_told_where_something_was_to_be_printed(
+    tmp_path: Path, user: Mapping[str, str], arguments: tuple[str, ...], code: int
+) -> None:
+    """As a shell's `>&-` leaves it."""
+    assert _without(">&-", tmp_path, user, *arguments).returncode == code
+
+
+def test_a_closed_standard_output_loses_no_files(tmp_path: Path, user: Mapping[str, str]) -> None:
+    """Only the summary."""
+    done = _without(">&-", tmp_path, user, *LOCAL, "--output", "out", str(DEMO / "plan.json"))
+
+    assert (done.returncode, (tmp_path / "out" / "ledger" / "parse.py").exists()) == (141, True), done.stderr
 
 
 @pytest.mark.parametrize(

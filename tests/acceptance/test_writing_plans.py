@@ -63,6 +63,7 @@ def test_a_plan_file_that_exists_is_kept(enqueue: Enqueue, tmp_path: Path) -> No
 def test_fields_are_changed_before_a_plan_is_checked(enqueue: Enqueue) -> None:
     """JSON where the field takes more than text, text where it takes that; parts of objects too."""
     changes = [
+        'scaffolding={"task_description": "Mend it", "context": "old"}',
         "execution_id=7",
         "max_iterations=5",
         'scaffolding.requirements=["fast"]',
@@ -77,6 +78,7 @@ def test_fields_are_changed_before_a_plan_is_checked(enqueue: Enqueue) -> None:
     assert done.returncode == 0, done.stderr
     assert (plan["execution_id"], plan["max_iterations"]) == ("7", 5)
     assert (plan["scaffolding"]["requirements"], plan["scaffolding"]["context"]) == (["fast"], None)
+    assert plan["scaffolding"]["task_description"] == "Mend it"
     assert plan["test_files"] == {"tests/test_a.py": "def test_a(): pass"}
     assert plan["metadata"] == {"who": {"name": [1]}}
 
@@ -89,6 +91,9 @@ def test_fields_are_changed_before_a_plan_is_checked(enqueue: Enqueue) -> None:
         ("context=x", "did you mean scaffolding.context?"),
         ("zzz=1", "there are cache_strategy, cache_ttl,"),
         ("max_iterations.x=1", "max_iterations has no parts"),
+        ("scaffolding.zzz=1", "a plan has no such field"),
+        ("scaffolding=x", "standard input: scaffolding: Input should be an object"),
+        ('scaffolding={"context": "x"}', "standard input: scaffolding.task_description: Field required"),
         ("max_iterations", "give it as FIELD=VALUE"),
         ("max_iterations=99", "standard input: max_iterations: Input should be less than or equal to 10"),
         ("max_iterations=many", "standard input: max_iterations: Input should be a valid integer"),
@@ -144,6 +149,8 @@ def test_a_shell_learns_to_complete(enqueue: Enqueue, shell: str) -> None:
         (("--new", "x", "a.json", "b.json"), "--new writes one file"),
         (("--jobs", "0", "-"), "0 is not in the range x>=1"),
         (("--priority", "urgent", "-"), "'urgent' is not one of 'high', 'normal', 'low'"),
+        (("--runs", "--project", ""), "Invalid value for '--project': it must not be empty"),
+        (("--runs", "--key", ""), "Invalid value for '--key': it must not be empty"),
         (("--bogus",), "No such option '--bogus'"),
         (("cache", "bogus"), "No such command 'bogus'"),
         (("cache", "warm"), "Missing argument"),

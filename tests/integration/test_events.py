@@ -362,6 +362,48 @@ def test_an_end_that_older_workers_did_not_tell_is_told_all_the_same(cluster: Cl
     assert kinds(told(handle)) == ["execution_completed"]
 
 
+def test_nothing_follows_a_runs_end_even_where_its_stream_has_passed(cluster: Cluster) -> None:
+    """Whoever has its last message gets nothing more; whoever lacks it gets the one that was told before."""
+    handle = cluster.ptc.submit(cluster.record([GREEN]))
+    *before, end = told(handle)
+    cluster.ptc.store.redis.delete(events_key(handle.run_id))
+
+    async def follow() -> list[StreamMessage]:
+        return [message async for message in handle.events(after=end.id, timeout=PATIENCE_SECONDS)]
+
+    assert list(handle.events(after=end.id, timeout=PATIENCE_SECONDS)) == asyncio.run(follow()) == []
+    assert [m.id for m in handle.events(after=before[-1].id, timeout=PATIENCE_SECONDS)] == [end.id]
+
+
+def test_each_consumer_has_events_of_its_own(empty_cluster: Cluster) -> None:
+    """Who takes another's is told so, on a thread and on a loop; the other one misses nothing."""
+    ptc = empty_cluster.ptc
+    handle = ptc.submit(empty_cluster.record([GREEN]))
+    events, awaited = handle.events(timeout=PATIENCE_SECONDS), handle.events(timeout=PATIENCE_SECONDS)
+
+    def listening() -> bool:
+        return any(client["cmd"] == "xread" for client in ptc.store.redis.client_list())
+
+    async def follow() -> list[StreamMessage]:
+        first = asyncio.ensure_future(anext(awaited))
+        await asyncio.to_thread(until, listening)
+        with pytest.raises(RuntimeError, match=r"call events\(\) once for each consumer"):
+            await anext(awaited)
+        with pytest.raises(RuntimeError, match=r"call events\(\) once for each consumer"):
+            next(awaited)
+        handle.cancel()
+        return [await first]
+
+    with ThreadPoolExecutor() as pool:
+        first = pool.submit(next, events)
+        until(listening)
+        with pytest.raises(RuntimeError, match=r"call events\(\) once for each consumer"):
+            next(events)
+        got = asyncio.run(follow())
+
+        assert [first.result(), *events] == got == told(handle)
+
+
 def test_messages_of_a_kind_that_is_not_known_are_passed_over(cluster: Cluster) -> None:
     """Newer peers may tell more."""
     handle = cluster.ptc.submit(cluster.record([GREEN]))

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from typing import TYPE_CHECKING, Any
 
+import psutil
 from support import PATIENCE_SECONDS, answer_with, until
-from terminal import CTRL_C, run, terminal
+from terminal import CTRL_C, PROGRAM, run, terminal
 
 from ptc_contracts.keys import CACHE_STATS, cache_key
 
 if TYPE_CHECKING:
-    import subprocess
     from pathlib import Path
 
     from cluster import Cluster
@@ -147,3 +148,23 @@ def test_a_queue_that_nobody_serves_is_named_with_a_way_out(empty_cluster: Clust
             )
 
     until(lambda: all(run.state == "queued" for run in empty_cluster.ptc.list_runs().runs))
+
+
+def test_nobody_is_told_to_start_what_the_command_starts_itself(
+    empty_cluster: Cluster, tmp_path: Path
+) -> None:
+    """However long the worker of `--local` takes."""
+    plans = "\n".join(empty_cluster.record([GREEN]).model_dump_json() for _ in range(2))
+    (tmp_path / "plans.jsonl").write_text(plans)
+    command = [PROGRAM, "--local", "--timeout", "6", "plans.jsonl"]
+    environment = empty_cluster.environment
+    with subprocess.Popen(
+        command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True
+    ) as process:
+        program = psutil.Process(process.pid)
+        until(lambda: "worker" in [word for child in program.children() for word in child.cmdline()])
+        for child in program.children():
+            child.suspend()
+        told = process.communicate(timeout=PATIENCE_SECONDS)[1]
+
+    assert (process.returncode, "no worker" in told) == (6, False), told

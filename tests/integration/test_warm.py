@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import signal
 import subprocess
@@ -10,9 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from redis.asyncio import Redis as AsyncRedis
 from support import PATIENCE_SECONDS, answer_with, until
 
-from ptc_contracts.keys import cache_key, content_id
+from ptc_contracts import PTCCacheManager
+from ptc_contracts.keys import cache_key, content_id, exec_key
 
 if TYPE_CHECKING:
     from cluster import Cluster
@@ -24,12 +27,14 @@ RED = answer_with(tests__test_it_py="def test_it():\n    assert False")
 PROGRAM = str(Path(sys.executable).with_name("ptc-enqueue"))
 
 
-def warm(cluster: Cluster, folder: Path, lines: list[Any], *options: str) -> subprocess.CompletedProcess[str]:
+def warm(
+    cluster: Cluster, folder: Path, lines: list[Any], *options: str, **environment: str
+) -> subprocess.CompletedProcess[str]:
     """Write plans, or whatever stands for one, one a line, and warm the cluster's cache with them."""
     return subprocess.run(
         [PROGRAM, "cache", "warm", str(written(folder, lines)), *options],
         cwd=folder,
-        env={**cluster.environment, "PTC_EXPIRES": ""},
+        env={**cluster.environment, "PTC_EXPIRES": "", **environment},
         capture_output=True,
         text=True,
         timeout=PATIENCE_SECONDS,
@@ -82,6 +87,40 @@ def test_the_same_file_once_more_finds_its_earlier_runs(cluster: Cluster, tmp_pa
     told = json.loads(done.stdout)
     assert (done.returncode, cluster.calls_for(plan)) == (0, 1)
     assert [(row["status"], row["source"]) for row in told["plans"]] == [("SUCCESS", "earlier")]
+
+
+def test_an_earlier_run_fills_the_cache_that_lost_its_result(cluster: Cluster, tmp_path: Path) -> None:
+    """Nobody is asked again, whether the plan's run was its own or another's; whoever comes later is answered."""
+    plan = cluster.record([GREEN])
+    joiner, later = (plan.model_copy(update={"execution_id": name}) for name in ("joiner", "later"))
+    warm(cluster, tmp_path, [plan, joiner])
+    codes, answers = [], []
+    for each in (plan, joiner):
+        asyncio.run(PTCCacheManager(AsyncRedis.from_url(cluster.settings.url)).invalidate(plan))
+        codes.append(warm(cluster, tmp_path, [each]).returncode)
+        answers.append(cluster.ptc.submit(later).get(timeout=PATIENCE_SECONDS))
+
+    assert (codes, cluster.calls_for(plan)) == ([0, 0], 1)
+    assert [answer.status for answer in answers] == ["CACHE_HIT", "CACHE_HIT"]
+    assert [answer.metadata["saved_tokens"] > 0 for answer in answers] == [True, True]
+
+
+def test_a_plan_whose_result_the_server_refuses_to_keep_is_not_warm(cluster: Cluster, tmp_path: Path) -> None:
+    """It is told, and the exit code says so."""
+    plan = cluster.record([GREEN])
+    warm(cluster, tmp_path, [plan])
+    redis = cluster.ptc.store.redis
+    redis.delete(exec_key(cache_key(plan)))
+    redis.acl_setuser(
+        "reader", enabled=True, nopass=True, keys=["*"], channels=["*"], commands=["+@all", "-set"]
+    )
+    address = cluster.settings.url.replace("://", "://reader:any@", 1)
+
+    done = warm(cluster, tmp_path, [plan], "--json", REDIS_URL=address)
+
+    told = json.loads(done.stdout)
+    assert (done.returncode, told["totals"]["warm"]) == (7, 0), done.stderr
+    assert told["plans"][0]["unwritten"] == "the cache does not keep it: the server refuses it"
 
 
 def test_a_single_plan_may_take_many_lines(cluster: Cluster, tmp_path: Path) -> None:

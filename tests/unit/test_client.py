@@ -9,8 +9,9 @@ from support import make_plan
 
 from ptc_contracts import ConfigurationError, InvalidPlanError
 from ptc_contracts.settings import RedisSettings
+from roma_bridge import PTC
 from roma_bridge.defaults import default_expires, read_expires, with_defaults
-from roma_bridge.plans import read_plan
+from roma_bridge.plans import read_plan, read_plans
 
 
 def test_a_plan_may_be_a_model_a_dict_or_json() -> None:
@@ -19,6 +20,32 @@ def test_a_plan_may_be_a_model_a_dict_or_json() -> None:
 
     forms: list[Any] = [plan, plan.model_dump(), plan.model_dump_json(), "\ufeff" + plan.model_dump_json()]
     assert [read_plan(form) for form in forms] == [plan] * 4
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("project", "project must not be empty: leave it out for all runs"),
+        ("key", "key must not be empty: leave it out for all runs"),
+        ("state", "'' is not a valid RunState"),
+        ("status", "'' is not a valid ExecutionStatus"),
+    ],
+)
+def test_runs_are_not_chosen_by_what_is_empty(name: str, told: str) -> None:
+    """All runs would be listed, as if nothing had been asked for."""
+    nothing: dict[str, Any] = {name: ""}
+
+    with pytest.raises(ValueError, match=told):
+        PTC(RedisSettings(url="redis://127.0.0.1:1")).list_runs(**nothing)
+
+
+@pytest.mark.parametrize(
+    "given", [make_plan(), make_plan().model_dump(), make_plan().model_dump_json(), b"[]", None, 7]
+)
+def test_what_is_no_list_of_plans_is_refused_as_a_whole(given: Any) -> None:
+    """One plan has a door of its own."""
+    with pytest.raises(InvalidPlanError, match=r"^plans: give a list of plans; submit_plan takes one$"):
+        read_plans(given)
 
 
 def test_a_model_that_was_copied_without_validation_is_validated() -> None:

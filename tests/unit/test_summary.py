@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from datetime import UTC, datetime
+from io import BytesIO, TextIOWrapper
 from typing import Any
 
 import click
@@ -94,6 +96,22 @@ def test_what_a_stranger_says_was_saved_is_no_reason_to_fail(odd: Any) -> None:
 
     assert told("CACHE_HIT", from_cache=True, metadata=metadata)[1:] == ["saved     0 tokens, $0.0000"]
     assert told("SUCCESS", metadata=metadata)[1:] == []
+
+
+@pytest.mark.parametrize(
+    ("encoding", "signs"), [("UTF-8", "✓✗"), ("ascii", "+x"), ("iso-8859-1", "+x"), (None, "✓✗")]
+)
+def test_marks_are_those_that_standard_output_has(
+    monkeypatch: pytest.MonkeyPatch, encoding: str | None, signs: str
+) -> None:
+    """As the live view's; where it is closed, nobody reads them."""
+    monkeypatch.setattr(sys, "stdout", encoding and TextIOWrapper(BytesIO(), encoding))
+    tests = [{"id": "a", "outcome": "passed"}, {"id": "b", "outcome": "failed"}]
+    ran = {"test_command": "pytest", "exit_code": 1, "duration_seconds": 1}
+
+    lines = told("PARTIAL_SUCCESS", test_results=ran, metadata={"tests": tests})
+
+    assert lines[2:] == [f"{signs[0]} a", f"{signs[1]} b (failed)"]
 
 
 def test_what_others_wrote_does_nothing_to_a_terminal() -> None:
