@@ -17,7 +17,7 @@ from ptc_contracts.blobs import Blobs
 from ptc_contracts.settings import RedisSettings
 from ptc_contracts.stages import Stage
 from ptc_contracts.work import WorkStore
-from ptc_worker.dispatching import EventsAtOnce
+from ptc_worker.dispatching import GatheredEvents
 from ptc_worker.leases import LeaseKeeper
 from ptc_worker.llm.shared import Shared
 from ptc_worker.log import configure_logging
@@ -57,7 +57,7 @@ def _configuration() -> ModuleType:
     return module
 
 
-app = Celery("ptc", include=["ptc_worker.tasks"], events=EventsAtOnce)
+app = Celery("ptc", include=["ptc_worker.tasks"], events=GatheredEvents)
 app.steps["worker"].add(ServerCheck)
 
 
