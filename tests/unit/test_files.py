@@ -428,7 +428,7 @@ def open_below(folder: Path) -> list[str]:
     places = []
     for descriptor in Path("/proc/self/fd").iterdir():
         with suppress(OSError):
-            places.append(os.readlink(descriptor))
+            places.append(str(descriptor.readlink()))
     return [place for place in places if place.startswith(str(folder))]
 
 
