@@ -1,4 +1,4 @@
-"""Takes out of text that others wrote what would make a terminal do or hide something."""
+"""What a terminal may be shown: text of others without what would make it do or hide something, and marks that it has."""
 
 from __future__ import annotations
 
